@@ -1,0 +1,122 @@
+//! Reads from two SSDs until the kernel asks for the first, lets that go, and goes on with the
+//! second for a while: an orderly hot-unplug, seen from the driver. Nothing is written.
+//!
+//! Usage: nvme_hold BDF BDF
+//!
+//! Prints `hold: reading` when the first may be unplugged, and at last `nvme_hold: ok`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use dma::{Arena, DmaSpan};
+use nvme::{Command, Config, Health, IoQueuePair, NvmeDevice, Op};
+use nvme_spec::status::Status;
+use vfio::pci::{Bdf, System};
+use vfio::{Container, Device};
+
+const DEPTH: u32 = 32;
+const WAIT: Duration = Duration::from_secs(60);
+const GO_ON: Duration = Duration::from_secs(2);
+
+/// A device and the thread that reads from it.
+struct Held {
+    device: NvmeDevice<Device>,
+    reads: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    /// Ends with the status that ended the reading, if it was not asked to stop.
+    reader: JoinHandle<Option<Status>>,
+}
+
+fn main() -> Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let bdfs: Vec<Bdf> =
+        std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
+    ensure!(bdfs.len() == 2, "usage: nvme_hold BDF BDF");
+    let system = System::default();
+    for &bdf in &bdfs {
+        system.bind(bdf, false)?;
+    }
+    let arena = Arena::hugepages(16 << 20)?;
+    let container = Container::new(arena)?;
+    let mut first = Held::new(&container, bdfs[0])?;
+    let mut second = Held::new(&container, bdfs[1])?;
+    println!("hold: reading");
+
+    let limit = Instant::now() + WAIT;
+    while !first.device.removal_requested() || first.device.health() != Health::Failed {
+        ensure!(Instant::now() < limit, "nobody asked for {}", bdfs[0]);
+        poll(&mut [&mut first, &mut second]);
+    }
+    let status = first.reader.join().ok().flatten().context("reading did not end by itself")?;
+    println!("hold: reading ended with: {status}");
+    drop(first.device);
+    println!("hold: let go");
+
+    let (before, until) = (second.reads.load(Ordering::Relaxed), Instant::now() + GO_ON);
+    while Instant::now() < until {
+        poll(&mut [&mut second]);
+    }
+    let more = second.reads.load(Ordering::Relaxed) - before;
+    println!("hold: {more} more reads from {}", bdfs[1]);
+    ensure!(more > 100, "the other SSD did not go on");
+    second.stop.store(true, Ordering::Relaxed);
+    ensure!(second.reader.join().is_ok_and(|ended| ended.is_none()), "the other SSD had an error");
+    second.device.close();
+    drop(container);
+    system.release(bdfs[1])?;
+    println!("nvme_hold: ok");
+    Ok(())
+}
+
+fn poll(held: &mut [&mut Held]) {
+    std::thread::sleep(Duration::from_millis(2));
+    for held in held {
+        held.device.poll(Instant::now());
+    }
+}
+
+impl Held {
+    fn new(container: &Container, bdf: Bdf) -> Result<Self> {
+        let pci = Arc::new(container.open(bdf)?);
+        let device = NvmeDevice::bring_up(pci, container.arena(), Config::default())?;
+        let pair = device.queues().take(device.namespaces()).context("no queue pair")?;
+        let data = container.arena().carve(4096, 4096)?;
+        let reads = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (count, asked) = (Arc::clone(&reads), Arc::clone(&stop));
+        let reader = std::thread::spawn(move || read(pair, data, &count, &asked));
+        Ok(Self { device, reads, stop, reader })
+    }
+}
+
+/// Reads the first blocks over and over.
+fn read(
+    mut pair: IoQueuePair<Device>,
+    data: DmaSpan,
+    reads: &AtomicU64,
+    stop: &AtomicBool,
+) -> Option<Status> {
+    let mut in_flight = 0;
+    while !stop.load(Ordering::Relaxed) || in_flight > 0 {
+        while in_flight < DEPTH && !stop.load(Ordering::Relaxed) {
+            let (op, block_count, data) = (Op::Read, 8, Some(data));
+            let command = Command { tag: 0, nsid: 1, op, slba: 0, block_count, data };
+            if pair.submit(command).is_err() {
+                break;
+            }
+            in_flight += 1;
+        }
+        pair.poll(Instant::now());
+        while let Some(completion) = pair.completed() {
+            in_flight -= 1;
+            if !completion.status.is_success() {
+                return Some(completion.status);
+            }
+            reads.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    None
+}
