@@ -1,0 +1,291 @@
+//! What calls return. Field names are stable: scripts read them.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Result of `version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionInfo {
+    /// The daemon's version.
+    pub version: String,
+    /// Version of the interface, [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION).
+    pub protocol: u32,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Time since it started, in milliseconds.
+    pub uptime_ms: u64,
+}
+
+/// An NVMe controller on the PCI bus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// PCI address.
+    pub bdf: String,
+    /// PCI vendor.
+    pub vendor_id: u16,
+    /// PCI device.
+    pub device_id: u16,
+    /// Model, where known.
+    pub model: Option<String>,
+    /// Serial number, where known.
+    pub serial: Option<String>,
+    /// Kernel driver that has it: `nvme`, `vfio-pci`, or none.
+    pub driver: Option<String>,
+    /// IOMMU group; none without an IOMMU.
+    pub iommu_group: Option<u32>,
+    /// Forebay drives it.
+    pub open: bool,
+    /// Who uses it: mounts, swap, md, LVM, processes.
+    pub used_by: Vec<String>,
+    /// What is on it: partition table, file system, other signatures.
+    pub signatures: Vec<String>,
+    /// Block devices that stand on its namespaces.
+    pub bdevs: Vec<String>,
+}
+
+/// A block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BdevInfo {
+    /// Its name.
+    pub name: String,
+    /// `nvme`, `file`, `ram` or `null`.
+    pub kind: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Size of its logical blocks in bytes.
+    pub block_bytes: u32,
+    /// `live`, `recovering` or `failed`.
+    pub health: String,
+    /// Who has claimed it: the NQN of a subsystem.
+    pub claimed_by: Option<String>,
+    /// The file, or the controller's PCI address.
+    pub path: Option<String>,
+}
+
+/// An exported block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// The block device.
+    pub bdev: String,
+    /// The subsystem's NQN.
+    pub nqn: String,
+    /// The namespace's number in it.
+    pub nsid: u32,
+    /// The namespace's UUID.
+    pub uuid: String,
+    /// The namespace's NGUID: 32 hexadecimal digits.
+    pub nguid: String,
+    /// The subsystem's serial number.
+    pub serial: String,
+    /// Every host may connect.
+    pub any_host: bool,
+    /// Hosts that may connect.
+    pub hosts: Vec<String>,
+    /// Where it can be reached.
+    pub listeners: Vec<ListenerInfo>,
+    /// The lines that attach it on a Linux host, one for each address.
+    pub connect_commands: Vec<String>,
+}
+
+/// An address that takes connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerInfo {
+    /// `rdma`.
+    pub transport: String,
+    /// Address and port.
+    pub address: SocketAddr,
+}
+
+/// Who may reach a subsystem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostAccess {
+    /// The subsystem.
+    pub nqn: String,
+    /// Every host.
+    pub any_host: bool,
+    /// These hosts.
+    pub hosts: Vec<String>,
+}
+
+/// A host's connection to a subsystem: one controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionInfo {
+    /// The subsystem.
+    pub nqn: String,
+    /// The host.
+    pub host_nqn: String,
+    /// Its host identifier, as a UUID.
+    pub host_id: String,
+    /// The controller's number.
+    pub cntlid: u16,
+    /// `rdma`.
+    pub transport: String,
+    /// The host's end.
+    pub host_address: SocketAddr,
+    /// Our end.
+    pub local_address: SocketAddr,
+    /// Keep-alive time-out in milliseconds; 0 for none.
+    pub keep_alive_ms: u32,
+    /// Its queues, the admin queue (qid 0) first.
+    pub queues: Vec<QueueInfo>,
+}
+
+/// A queue of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueInfo {
+    /// Queue identifier; 0 is the admin queue.
+    pub qid: u16,
+    /// The reactor that serves it.
+    pub core: u32,
+    /// Entries granted.
+    pub depth: u16,
+    /// Commands being worked on.
+    pub in_flight: u32,
+    /// Commands received so far.
+    pub commands: u64,
+}
+
+/// Result of `stats`. Everything counts from the daemon's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Time since the daemon started, in milliseconds.
+    pub uptime_ms: u64,
+    /// Reactors.
+    pub cores: Vec<CoreStats>,
+    /// Exported namespaces.
+    pub namespaces: Vec<NamespaceStats>,
+    /// Each core's way to each block device: for an SSD, a queue pair.
+    pub channels: Vec<ChannelStats>,
+    /// I/O queue pairs of SSDs.
+    pub queue_pairs: Vec<QueuePairStats>,
+    /// Each core's end of the network.
+    pub carriers: Vec<CarrierStats>,
+    /// The arena that all data moves through.
+    pub memory: MemoryStats,
+}
+
+/// What a reactor did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreStats {
+    /// The reactor.
+    pub core: u32,
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Turns that found something to do.
+    pub busy_turns: u64,
+    /// Time of those, in nanoseconds.
+    pub busy_ns: u64,
+    /// I/O commands ended.
+    pub ios: u64,
+    /// `busy_ns / ios`: what an I/O costs; 0 before the first.
+    pub busy_ns_per_io: u64,
+    /// Commands that waited for a buffer.
+    pub buffer_waits: u64,
+    /// Commands that waited for a block device's queue.
+    pub channel_waits: u64,
+}
+
+/// What hosts did to a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceStats {
+    /// The subsystem.
+    pub nqn: String,
+    /// The namespace.
+    pub nsid: u32,
+    /// Read commands.
+    pub reads: u64,
+    /// Write commands.
+    pub writes: u64,
+    /// Other I/O commands.
+    pub others: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Commands that ended with an error.
+    pub errors: u64,
+}
+
+/// What went through a core's way to a block device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelStats {
+    /// The block device.
+    pub bdev: String,
+    /// The reactor.
+    pub core: u32,
+    /// I/Os submitted.
+    pub submitted: u64,
+    /// I/Os that ended with an error.
+    pub errors: u64,
+    /// I/Os under way.
+    pub in_flight: u32,
+    /// Bytes that the CPU copied: 0 for an SSD.
+    pub copied_bytes: u64,
+}
+
+/// What an I/O queue pair of an SSD did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePairStats {
+    /// PCI address of the SSD.
+    pub bdf: String,
+    /// Queue identifier.
+    pub qid: u16,
+    /// Commands handed to the SSD.
+    pub submissions: u64,
+    /// Commands it completed.
+    pub completions: u64,
+    /// Of those, with an error.
+    pub errors: u64,
+    /// Completions for no command in flight: dropped.
+    pub stale: u64,
+    /// Doorbell registers written.
+    pub doorbells: u64,
+}
+
+/// What went over a core's end of the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarrierStats {
+    /// `rdma`.
+    pub transport: String,
+    /// The reactor.
+    pub core: u32,
+    /// Command capsules received.
+    pub capsules: u64,
+    /// Responses sent.
+    pub responses: u64,
+    /// RDMA READs.
+    pub reads: u64,
+    /// RDMA WRITEs.
+    pub writes: u64,
+    /// Work requests posted, in chains.
+    pub posts: u64,
+    /// System calls that posting took: one a chain on software devices.
+    pub system_calls: u64,
+    /// Bytes that the CPU copied.
+    pub copied_bytes: u64,
+}
+
+/// The arena.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStats {
+    /// Size in bytes.
+    pub arena_bytes: u64,
+    /// Not given to any pool, in bytes.
+    pub free_bytes: u64,
+    /// Its parts.
+    pub pools: Vec<PoolStats>,
+}
+
+/// A part of the arena.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStats {
+    /// What it is for: `data` or `connections`.
+    pub name: String,
+    /// The reactor.
+    pub core: u32,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Free, in bytes.
+    pub free_bytes: u64,
+}

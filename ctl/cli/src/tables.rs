@@ -1,0 +1,266 @@
+//! Results as tables for people.
+
+use api::results::{
+    BdevInfo, ConnectionInfo, DeviceInfo, ExportInfo, HostAccess, Stats, VersionInfo,
+};
+use comfy_table::Table;
+use comfy_table::presets;
+
+use crate::size::show_size;
+
+pub(crate) fn devices(infos: &[DeviceInfo]) -> String {
+    let header =
+        ["ADDRESS", "MODEL", "SERIAL", "DRIVER", "GROUP", "USED BY", "FOUND ON IT", "BDEVS"];
+    table(
+        &header,
+        infos.iter().map(|info| {
+            [
+                info.bdf.clone(),
+                or_dash(info.model.as_deref()),
+                or_dash(info.serial.as_deref()),
+                if info.open { "forebay".to_owned() } else { or_dash(info.driver.as_deref()) },
+                or_dash(info.iommu_group.map(|group| group.to_string()).as_deref()),
+                list(&info.used_by),
+                list(&info.signatures),
+                list(&info.bdevs),
+            ]
+        }),
+    )
+}
+
+pub(crate) fn bdevs(infos: &[BdevInfo]) -> String {
+    let header = ["NAME", "KIND", "SIZE", "BLOCK", "HEALTH", "CLAIMED BY", "PATH"];
+    table(
+        &header,
+        infos.iter().map(|info| {
+            [
+                info.name.clone(),
+                info.kind.clone(),
+                show_size(info.size_bytes),
+                info.block_bytes.to_string(),
+                info.health.clone(),
+                or_dash(info.claimed_by.as_deref()),
+                or_dash(info.path.as_deref()),
+            ]
+        }),
+    )
+}
+
+/// One export: what it is, and the lines to run on the host.
+pub(crate) fn export(info: &ExportInfo) -> String {
+    let mut text = format!(
+        "{} is exported as namespace {} of {}\nuuid {}, serial {}\nhosts: {}\n\nOn the host:",
+        info.bdev,
+        info.nsid,
+        info.nqn,
+        info.uuid,
+        info.serial,
+        hosts_text(info.any_host, &info.hosts)
+    );
+    for command in &info.connect_commands {
+        text.push_str("\n  ");
+        text.push_str(command);
+    }
+    text
+}
+
+pub(crate) fn exports(infos: &[ExportInfo]) -> String {
+    let header = ["BDEV", "SUBSYSTEM", "NSID", "UUID", "HOSTS", "LISTENERS"];
+    table(
+        &header,
+        infos.iter().map(|info| {
+            let listeners: Vec<String> = info
+                .listeners
+                .iter()
+                .map(|listener| format!("{} {}", listener.transport, listener.address))
+                .collect();
+            [
+                info.bdev.clone(),
+                info.nqn.clone(),
+                info.nsid.to_string(),
+                info.uuid.clone(),
+                hosts_text(info.any_host, &info.hosts),
+                list(&listeners),
+            ]
+        }),
+    )
+}
+
+pub(crate) fn hosts(all: &[HostAccess]) -> String {
+    table(
+        &["SUBSYSTEM", "HOSTS"],
+        all.iter().map(|access| [access.nqn.clone(), hosts_text(access.any_host, &access.hosts)]),
+    )
+}
+
+pub(crate) fn connections(infos: &[ConnectionInfo]) -> String {
+    let header = [
+        "SUBSYSTEM",
+        "HOST",
+        "CNTLID",
+        "FROM",
+        "TO",
+        "QID",
+        "CORE",
+        "DEPTH",
+        "IN FLIGHT",
+        "COMMANDS",
+    ];
+    table(
+        &header,
+        infos.iter().flat_map(|info| {
+            info.queues.iter().map(|queue| {
+                [
+                    info.nqn.clone(),
+                    info.host_nqn.clone(),
+                    info.cntlid.to_string(),
+                    info.host_address.to_string(),
+                    format!("{} {}", info.transport, info.local_address),
+                    queue.qid.to_string(),
+                    queue.core.to_string(),
+                    queue.depth.to_string(),
+                    queue.in_flight.to_string(),
+                    queue.commands.to_string(),
+                ]
+            })
+        }),
+    )
+}
+
+pub(crate) fn stats(stats: &Stats) -> String {
+    let cores = ["CORE", "TURNS", "BUSY", "BUSY MS", "I/OS", "NS PER I/O", "WAITS"];
+    let cores = table(
+        &cores,
+        stats.cores.iter().map(|core| {
+            [
+                core.core.to_string(),
+                core.turns.to_string(),
+                core.busy_turns.to_string(),
+                (core.busy_ns / 1_000_000).to_string(),
+                core.ios.to_string(),
+                core.busy_ns_per_io.to_string(),
+                (core.buffer_waits.saturating_add(core.channel_waits)).to_string(),
+            ]
+        }),
+    );
+    let namespaces =
+        ["SUBSYSTEM", "NSID", "READS", "WRITES", "OTHERS", "READ", "WRITTEN", "ERRORS"];
+    let namespaces = table(
+        &namespaces,
+        stats.namespaces.iter().map(|one| {
+            [
+                one.nqn.clone(),
+                one.nsid.to_string(),
+                one.reads.to_string(),
+                one.writes.to_string(),
+                one.others.to_string(),
+                show_size(one.read_bytes),
+                show_size(one.write_bytes),
+                one.errors.to_string(),
+            ]
+        }),
+    );
+    let channels = ["BDEV", "CORE", "SUBMITTED", "IN FLIGHT", "ERRORS", "COPIED"];
+    let channels = table(
+        &channels,
+        stats.channels.iter().map(|one| {
+            [
+                one.bdev.clone(),
+                one.core.to_string(),
+                one.submitted.to_string(),
+                one.in_flight.to_string(),
+                one.errors.to_string(),
+                show_size(one.copied_bytes),
+            ]
+        }),
+    );
+    [cores, namespaces, channels, queue_pairs(stats), carriers(stats), memory(stats)].join("\n\n")
+}
+
+fn queue_pairs(stats: &Stats) -> String {
+    let header = ["SSD", "QID", "SUBMITTED", "COMPLETED", "ERRORS", "STALE", "DOORBELLS"];
+    table(
+        &header,
+        stats.queue_pairs.iter().map(|one| {
+            [
+                one.bdf.clone(),
+                one.qid.to_string(),
+                one.submissions.to_string(),
+                one.completions.to_string(),
+                one.errors.to_string(),
+                one.stale.to_string(),
+                one.doorbells.to_string(),
+            ]
+        }),
+    )
+}
+
+fn carriers(stats: &Stats) -> String {
+    let header = ["CARRIER", "CORE", "CAPSULES", "READS", "WRITES", "POSTS", "SYSCALLS", "COPIED"];
+    table(
+        &header,
+        stats.carriers.iter().map(|one| {
+            [
+                one.transport.clone(),
+                one.core.to_string(),
+                one.capsules.to_string(),
+                one.reads.to_string(),
+                one.writes.to_string(),
+                one.posts.to_string(),
+                one.system_calls.to_string(),
+                show_size(one.copied_bytes),
+            ]
+        }),
+    )
+}
+
+fn memory(stats: &Stats) -> String {
+    let arena = &stats.memory;
+    let whole = [
+        "arena".to_owned(),
+        "-".to_owned(),
+        show_size(arena.arena_bytes),
+        show_size(arena.free_bytes),
+    ];
+    let pools = arena.pools.iter().map(|pool| {
+        [
+            pool.name.clone(),
+            pool.core.to_string(),
+            show_size(pool.size_bytes),
+            show_size(pool.free_bytes),
+        ]
+    });
+    table(&["MEMORY", "CORE", "SIZE", "FREE"], std::iter::once(whole).chain(pools))
+}
+
+pub(crate) fn version(info: &VersionInfo) -> String {
+    let seconds = info.uptime_ms / 1000;
+    format!(
+        "forebay {}\nforebay-target {} (protocol {}, process {}, up {seconds} s)",
+        env!("CARGO_PKG_VERSION"),
+        info.version,
+        info.protocol,
+        info.pid
+    )
+}
+
+fn table<const N: usize>(header: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row.to_vec());
+    }
+    table.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+fn or_dash(text: Option<&str>) -> String {
+    text.unwrap_or("-").to_owned()
+}
+
+fn list(items: &[String]) -> String {
+    if items.is_empty() { "-".to_owned() } else { items.join(", ") }
+}
+
+fn hosts_text(any_host: bool, hosts: &[String]) -> String {
+    if any_host { "any".to_owned() } else { list(hosts) }
+}

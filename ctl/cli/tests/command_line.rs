@@ -1,0 +1,110 @@
+//! The program itself against a daemon that is played by the test.
+#![allow(missing_docs)]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use api::{Call, ErrorCode, Request, Response, RpcError};
+use serde_json::{Value, json};
+
+fn forebay(socket: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    command.arg("--socket").arg(socket).args(line.split_whitespace());
+    command
+}
+
+/// Runs the program once; the daemon answers its one call with `outcome`. Returns the call too.
+fn run(line: &str, outcome: Result<Value, RpcError>) -> (Call, Output) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let daemon = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+        let request = Request::parse(line.as_bytes()).unwrap();
+        stream.write_all(&Response { id: request.id, outcome }.to_line()).unwrap();
+        request.call
+    });
+    let output = forebay(&path, line).output().unwrap();
+    (daemon.join().unwrap(), output)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn ram0() -> Value {
+    json!({"name": "ram0", "kind": "ram", "size_bytes": 1 << 30, "block_bytes": 4096,
+           "health": "live", "claimed_by": null, "path": null})
+}
+
+#[test]
+fn a_table_for_people() {
+    let (_, output) = run("bdev list", Ok(json!([ram0()])));
+    let words: Vec<String> = text(&output.stdout).split_whitespace().map(str::to_owned).collect();
+    let expected = "NAME KIND SIZE BLOCK HEALTH CLAIMED BY PATH ram0 ram 1 GiB 4096 live - -";
+    assert_eq!(words.join(" "), expected);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn json_for_scripts_is_the_result_as_it_came() {
+    let (_, output) = run("bdev list --json", Ok(json!([ram0()])));
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), json!([ram0()]));
+}
+
+#[test]
+fn arguments_become_parameters() {
+    let (call, _) = run("bdev create ram ram0 1G --block-size 512", Ok(ram0()));
+    let Call::BdevCreate(create) = call else { panic!("{call:?}") };
+    assert_eq!((create.size_bytes, create.block_bytes), (Some(1 << 30), 512));
+}
+
+#[test]
+fn an_export_prints_the_line_for_the_host() {
+    let nqn = api::default_nqn("ram0");
+    let command = format!("nvme connect -t rdma -a 10.0.0.1 -s 4420 -n {nqn}");
+    let info = json!({"bdev": "ram0", "nqn": nqn, "nsid": 1, "uuid": "u", "nguid": "n",
+        "serial": "s", "any_host": true, "hosts": [], "connect_commands": [command],
+        "listeners": [{"transport": "rdma", "address": "10.0.0.1:4420"}]});
+    let (_, output) = run("export ram0 --any-host --listen 10.0.0.1", Ok(info));
+    assert!(text(&output.stdout).lines().any(|line| line.trim() == command));
+}
+
+#[test]
+fn a_refusal_shows_what_was_found_and_what_to_do() {
+    let error = RpcError::new(ErrorCode::NeedsForce, "0000:01:00.0 bears data")
+        .with_found(vec!["ext4".to_owned()])
+        .with_advice("add --force");
+    let (_, output) = run("device bind 0000:01:00.0", Err(error));
+    let expected = "forebay: 0000:01:00.0 bears data\n  found: ext4\n  next: add --force\n";
+    assert_eq!((text(&output.stderr).as_str(), output.status.code()), (expected, Some(1)));
+}
+
+#[test]
+fn a_missing_daemon_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("none");
+    let output = forebay(&path, "version").output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("sudo forebay-target"));
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    for line in ["completions bash", "man"] {
+        let mut child = forebay(folder.path(), line)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut errors = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        assert_eq!((child.wait().unwrap().code(), errors.as_str()), (Some(0), ""), "{line}");
+    }
+}
