@@ -1,0 +1,141 @@
+//! A block device in memory.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use dma::Region;
+use nvme_spec::status::Status;
+use uuid::Uuid;
+
+use crate::range::{check, ranges};
+use crate::{Bdev, BdevError, Busy, Channel, Completion, Completions, Geometry, Health, Io, Op};
+
+/// Blocks in memory, gone with the process. Memory is taken when a block is first written.
+#[derive(Debug)]
+pub struct RamBdev {
+    name: String,
+    geometry: Geometry,
+    uuid: Uuid,
+    region: Arc<Region>,
+}
+
+impl RamBdev {
+    /// A device of `block_count` blocks of `block_bytes`, all zero.
+    ///
+    /// # Errors
+    /// The memory is not to be had.
+    pub fn new(name: &str, block_bytes: u32, block_count: u64) -> Result<Self, BdevError> {
+        let invalid = |reason: String| BdevError::Invalid { name: name.to_owned(), reason };
+        let bytes = block_count.checked_mul(u64::from(block_bytes));
+        let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
+        let bytes = bytes.ok_or_else(|| invalid("too large for memory".to_owned()))?;
+        let region = Region::new(bytes).map_err(|error| invalid(error.to_string()))?;
+        let geometry = Geometry {
+            block_bytes,
+            block_count,
+            volatile_write_cache: false,
+            deallocate_reads_zeroes: true,
+            atomic_write_blocks: 1,
+            preferred_write_blocks: 1,
+        };
+        let (name, uuid) = (name.to_owned(), Uuid::new_v4());
+        Ok(Self { name, geometry, uuid, region: Arc::new(region) })
+    }
+}
+
+impl Bdev for RamBdev {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "ram"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    fn health(&self) -> Health {
+        Health::Live
+    }
+
+    fn open_channel(&self, _core: usize) -> Result<Box<dyn Channel>, BdevError> {
+        Ok(Box::new(RamChannel {
+            geometry: self.geometry,
+            region: Arc::clone(&self.region),
+            done: Vec::with_capacity(DEPTH),
+            copied_bytes: 0,
+        }))
+    }
+}
+
+/// I/Os that a channel holds between two polls.
+const DEPTH: usize = 1024;
+
+struct RamChannel {
+    geometry: Geometry,
+    region: Arc<Region>,
+    done: Vec<Completion>,
+    copied_bytes: u64,
+}
+
+impl RamChannel {
+    #[inline]
+    fn execute(&mut self, io: &Io) -> Result<(), Status> {
+        let span = check(io, &self.geometry)?;
+        // The region was sized in `usize`, and `check` keeps offsets within it.
+        let offset = span.offset as usize;
+        match (io.op, span.data) {
+            (Op::Read, Some(data)) => {
+                self.region.read(offset, data);
+                self.copied_bytes += span.bytes;
+            }
+            (Op::Write { .. }, Some(data)) => {
+                self.region.write(offset, data);
+                self.copied_bytes += span.bytes;
+            }
+            (Op::Compare, Some(data)) if !self.region.equals(offset, data) => {
+                return Err(Status::COMPARE_FAILURE.with_dnr());
+            }
+            (Op::WriteZeroes { .. }, _) => self.region.discard(offset, span.bytes as usize),
+            (Op::Deallocate { ranges: count }, Some(data)) => {
+                for range in ranges(count, data, &self.geometry) {
+                    let (offset, bytes) = range?;
+                    self.region.discard(offset as usize, bytes as usize);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Channel for RamChannel {
+    #[inline]
+    fn submit(&mut self, io: Io) -> Result<(), Busy> {
+        if self.done.len() == DEPTH {
+            return Err(Busy);
+        }
+        let status = self.execute(&io).err().unwrap_or(Status::SUCCESS);
+        self.done.push(Completion { tag: io.tag, status });
+        Ok(())
+    }
+
+    #[inline]
+    fn poll(&mut self, _now: Instant, done: &mut Completions) {
+        while done.room() > 0
+            && let Some(completion) = self.done.pop()
+        {
+            done.push(completion);
+        }
+    }
+
+    fn copied_bytes(&self) -> u64 {
+        self.copied_bytes
+    }
+}

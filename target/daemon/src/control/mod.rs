@@ -1,0 +1,322 @@
+//! The control thread: everything that is not an I/O, in one loop that sleeps when nothing happens.
+//!
+//! It owns the control half of NVMe-oF, the RDMA connections, the block devices and the exports,
+//! and talks to the cores by messages. Nothing here is shared, so nothing is locked; what takes
+//! several steps (a namespace is attached on every core before hosts hear of it) keeps its place in
+//! [`Control::changes`] meanwhile.
+
+mod admin;
+mod devices;
+mod exports;
+mod rdma;
+mod requests;
+mod socket;
+mod stats;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bdev::Registry;
+use dma::Arena;
+use nvmf::engine::QueueId;
+use nvmf::{CommandKey, Target};
+use reactor::{Health, Reactor};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing_subscriber::{EnvFilter, reload};
+
+pub(crate) use self::rdma::Rdma;
+pub(crate) use self::socket::{Asked, listen};
+
+use self::admin::Pending;
+use self::devices::Devices;
+use self::exports::Change;
+use self::rdma::Action;
+use self::stats::Waiting;
+use crate::message::{ControlMessage, ControlRing, CoreMessage};
+use crate::state::{State, StateFile};
+
+/// How often devices, listeners and reactors are looked after.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How long answers have to leave after the last request.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// The control thread's own.
+pub(crate) struct Control {
+    pub(crate) target: Target,
+    pub(crate) cores: Vec<Reactor<CoreMessage>>,
+    pub(crate) ring: Arc<ControlRing>,
+    pub(crate) rdma: Option<Rdma>,
+    pub(crate) listeners: Vec<SocketAddr>,
+    pub(crate) bdevs: Registry,
+    pub(crate) state: State,
+    pub(crate) state_file: StateFile,
+    pub(crate) started: Instant,
+    pub(crate) arena: &'static Arena,
+    pub(crate) log: LogHandle,
+    devices: Devices,
+    /// Messages that found a core's inbox full, in order, by core.
+    backlog: Vec<VecDeque<CoreMessage>>,
+    /// The queue of each connection on its core, from when the core has taken it.
+    queues: HashMap<u64, QueueId>,
+    /// Commands that cores wait for.
+    commands: HashMap<CommandKey, Pending>,
+    /// Abort commands that wait for a core's word.
+    aborts: HashMap<u64, CommandKey>,
+    next_token: u64,
+    /// Namespaces on their way in or out, by subsystem and NSID.
+    changes: HashMap<(u32, u32), Change>,
+    stats_wanted: VecDeque<Waiting>,
+    stopping: bool,
+}
+
+/// What a new control thread is made of.
+pub(crate) struct Parts {
+    pub(crate) target: Target,
+    pub(crate) cores: Vec<Reactor<CoreMessage>>,
+    pub(crate) ring: Arc<ControlRing>,
+    pub(crate) rdma: Option<Rdma>,
+    pub(crate) state: State,
+    pub(crate) state_file: StateFile,
+    pub(crate) arena: &'static Arena,
+    pub(crate) log: LogHandle,
+}
+
+/// Changes what is logged.
+pub(crate) type LogHandle = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
+
+impl Control {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { target, cores, ring, rdma, state, state_file, arena, log } = parts;
+        Self {
+            backlog: cores.iter().map(|_| VecDeque::new()).collect(),
+            target,
+            cores,
+            ring,
+            rdma,
+            listeners: Vec::new(),
+            bdevs: Registry::default(),
+            state,
+            state_file,
+            started: Instant::now(),
+            arena,
+            log,
+            devices: Devices::default(),
+            queues: HashMap::new(),
+            commands: HashMap::new(),
+            aborts: HashMap::new(),
+            next_token: 0,
+            changes: HashMap::new(),
+            stats_wanted: VecDeque::new(),
+            stopping: false,
+        }
+    }
+
+    /// Runs until the daemon is to end.
+    ///
+    /// # Errors
+    /// A reactor has died, or the event loop cannot be set up.
+    pub(crate) async fn run(mut self, mut calls: mpsc::Receiver<Asked>) -> anyhow::Result<()> {
+        let bell = watch(self.ring.bell())?;
+        let events = match &self.rdma {
+            Some(rdma) => Some(watch(rdma.channel())?),
+            None => None,
+        };
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        while !self.stopping {
+            tokio::select! {
+                guard = bell.readable() => {
+                    // Before the ring is read: a message that comes later rings again.
+                    let _ = self.ring.bell().read();
+                    guard?.clear_ready();
+                    self.drain_ring();
+                }
+                guard = readable(events.as_ref()) => {
+                    guard?.clear_ready();
+                    self.poll_rdma();
+                }
+                Some(asked) = calls.recv() => self.handle_call(asked),
+                _ = tick.tick() => self.handle_tick()?,
+                _ = terminate.recv() => self.stopping = true,
+                _ = interrupt.recv() => self.stopping = true,
+            }
+            self.handle_outputs();
+            self.flush_backlog();
+        }
+        tracing::info!("ending");
+        // Whoever asked for it still gets the answer.
+        calls.close();
+        tokio::time::sleep(LAST_WORDS).await;
+        Ok(())
+    }
+
+    /// Waits until what was restored is attached on every core.
+    ///
+    /// # Errors
+    /// A core does not answer.
+    pub(crate) async fn settle(&mut self) -> anyhow::Result<()> {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !self.changes.is_empty() {
+            anyhow::ensure!(Instant::now() < end, "a reactor does not answer");
+            self.drain_ring();
+            self.flush_backlog();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    /// Lets hosts in.
+    ///
+    /// # Errors
+    /// An address is no RDMA device's, or its port is taken.
+    pub(crate) fn open_listeners(&mut self, addresses: &[SocketAddr]) -> anyhow::Result<()> {
+        for &addr in addresses {
+            if self.listeners.contains(&addr) {
+                continue;
+            }
+            let rdma = self.rdma.as_mut();
+            rdma.context("this machine has no RDMA; see the log of forebay-target")?
+                .listen(addr)?;
+            let transport = nvmf::Transport::Rdma;
+            self.target.add_listener(nvmf::Listener { transport, addr })?;
+            self.listeners.push(addr);
+            tracing::info!(%addr, "listening");
+        }
+        Ok(())
+    }
+
+    fn handle_tick(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        if self.target.poll_timeout().is_some_and(|at| at <= now) {
+            self.target.handle_timeout(now);
+        }
+        self.poll_devices(now);
+        if let Some(rdma) = &mut self.rdma {
+            rdma.retry_listeners(now);
+        }
+        match self.cores.iter().position(|core| core.health() == Health::Panicked) {
+            // Its queues hang: ending lets hosts reconnect to a new process.
+            Some(core) => anyhow::bail!("reactor {core} has died; see the log for its last words"),
+            None => Ok(()),
+        }
+    }
+
+    fn drain_ring(&mut self) {
+        while let Some(message) = self.ring.pop() {
+            self.handle_message(message);
+            // Answers go out as they come, not after a whole ring of questions.
+            self.handle_outputs();
+        }
+    }
+
+    fn handle_message(&mut self, message: ControlMessage) {
+        match message {
+            ControlMessage::QueueOpened { key, queue } => self.handle_opened(key, queue),
+            ControlMessage::QueueRefused { key, qp } => {
+                self.with_rdma(|rdma, actions| rdma.refuse(key, qp, actions));
+            }
+            ControlMessage::Command { key, request, sqe, data } => {
+                self.handle_command(key, request, &sqe, data);
+            }
+            ControlMessage::QueueClosed { key, queue, qp } => {
+                self.target.handle_queue_lost(nvmf::QueueKey(key));
+                self.abandon_commands(key);
+                self.with_rdma(|rdma, _| rdma.destroy(key, qp));
+                self.tell_core_of(key, CoreMessage::QueueDestroyed { queue });
+            }
+            ControlMessage::QueueDrained { key } => {
+                self.queues.remove(&key);
+                self.target.handle_queue_closed(Instant::now(), nvmf::QueueKey(key));
+                self.with_rdma(|rdma, actions| rdma.remove(key, actions));
+            }
+            ControlMessage::NamespaceSet { subsystem, nsid } => {
+                self.handle_namespace_set(subsystem, nsid);
+            }
+            ControlMessage::Aborted { token, ended } => self.handle_aborted(token, ended),
+            ControlMessage::Stats { core, stats } => self.handle_stats(core, *stats),
+        }
+    }
+
+    fn poll_rdma(&mut self) {
+        self.with_rdma(Rdma::poll);
+    }
+
+    /// Lets the RDMA side act, and does what comes of it.
+    fn with_rdma(&mut self, act: impl FnOnce(&mut Rdma, &mut Vec<Action>)) {
+        let mut actions = Vec::new();
+        if let Some(rdma) = &mut self.rdma {
+            act(rdma, &mut actions);
+        }
+        for action in actions {
+            match action {
+                Action::Tell(core, message) => self.tell(core, message),
+                Action::Close(key) => self.close_queue(key),
+            }
+        }
+    }
+
+    /// Ends the queue of a connection. One that its core has not taken yet is closed when it has.
+    fn close_queue(&mut self, key: u64) {
+        match self.queues.get(&key) {
+            Some(&queue) => self.tell_core_of(key, CoreMessage::CloseQueue { queue }),
+            None => {
+                if let Some(rdma) = &mut self.rdma {
+                    rdma.close_when_opened(key);
+                }
+            }
+        }
+    }
+
+    fn tell_core_of(&mut self, key: u64, message: CoreMessage) {
+        let connection = self.rdma.as_ref().and_then(|rdma| rdma.connection(key));
+        if let Some(core) = connection.map(|connection| connection.core) {
+            self.tell(core, message);
+        }
+    }
+
+    fn tell(&mut self, core: usize, message: CoreMessage) {
+        if !self.backlog[core].is_empty() {
+            self.backlog[core].push_back(message);
+        } else if let Err(message) = self.cores[core].send(message) {
+            self.backlog[core].push_back(message);
+        }
+    }
+
+    fn flush_backlog(&mut self) {
+        for (core, backlog) in self.cores.iter().zip(&mut self.backlog) {
+            while let Some(message) = backlog.pop_front() {
+                if let Err(message) = core.send(message) {
+                    backlog.push_front(message);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Watches a descriptor of its own for the same file: it stays open for as long as it is watched,
+/// which is all that tokio's newer, unsafe constructor asks for.
+#[allow(deprecated)]
+fn watch(file: &impl AsFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(file.as_fd().try_clone_to_owned()?, Interest::READABLE)
+}
+
+/// Waits for a descriptor; for ever where there is none.
+async fn readable(
+    fd: Option<&AsyncFd<OwnedFd>>,
+) -> std::io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, OwnedFd>> {
+    match fd {
+        Some(fd) => fd.readable().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,359 @@
+//! RDMA connections, from the connect request to the last trace: the control thread's half.
+//!
+//! A connection is made here and used on a core. Its queue pair goes there with `OpenQueue` and
+//! comes back with `QueueClosed`; it is destroyed here, because that may take long, and the core
+//! frees the memory only after it has been told so.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use dma::Arena;
+use nvme_spec::rdma::{AcceptPrivateData, RejectPrivateData, reject};
+use nvmf_rdma::{ConnectRequest, OpenParams, limits};
+use verbs::{
+    Access, CmEvent, CmId, CmKey, ConnParams, ConnectionData, Cq, CqHandle, Device, EventChannel,
+    Mr, Pd, QpLimits, RdmaQp,
+};
+use zerocopy::IntoBytes;
+
+use crate::limits::{CQ_ENTRIES, MAX_CONNECTIONS, MAX_RDMA_DEVICES, READ_DEPTH};
+use crate::message::{CoreMessage, OpenQueue};
+
+/// How long to wait before listening again where a device was away.
+const RETRY_LISTENERS: Duration = Duration::from_secs(2);
+
+/// The RDMA side of the control thread.
+pub(crate) struct Rdma {
+    arena: &'static Arena,
+    cores: usize,
+    channel: EventChannel,
+    listeners: Vec<Listener>,
+    devices: [Option<OpenDevice>; MAX_RDMA_DEVICES],
+    connections: HashMap<u64, Connection>,
+    by_cm: HashMap<CmKey, u64>,
+    next_key: u64,
+    next_retry: Instant,
+}
+
+/// An address that hosts connect to. Without an id its device is away; it is tried again.
+struct Listener {
+    address: SocketAddr,
+    id: Option<CmId>,
+}
+
+/// A device that connections came in on: one PD, one registration, one CQ per core.
+struct OpenDevice {
+    device: Device,
+    mr: Mr,
+    cqs: Vec<CqHandle>,
+    connections: usize,
+    leaving: bool,
+}
+
+/// A connection, for the control half.
+pub(crate) struct Connection {
+    pub(crate) core: usize,
+    pub(crate) qid: u16,
+    pub(crate) entries: u16,
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
+    id: CmId,
+    device: usize,
+    params: ConnParams,
+    /// It is to be closed as soon as its core has taken it.
+    doomed: bool,
+}
+
+/// What the control thread has to do for a connection.
+pub(crate) enum Action {
+    /// Tell a core.
+    Tell(usize, CoreMessage),
+    /// The queue of this connection has to be closed on its core.
+    Close(u64),
+}
+
+impl Rdma {
+    /// # Errors
+    /// The kernel has no RDMA connection manager.
+    pub(crate) fn new(arena: &'static Arena, cores: usize) -> anyhow::Result<Self> {
+        Ok(Self {
+            arena,
+            cores,
+            channel: EventChannel::new()?,
+            listeners: Vec::new(),
+            devices: Default::default(),
+            connections: HashMap::new(),
+            by_cm: HashMap::new(),
+            next_key: 1,
+            next_retry: Instant::now(),
+        })
+    }
+
+    /// Becomes readable when [`Rdma::poll`] has something.
+    pub(crate) fn channel(&self) -> &EventChannel {
+        &self.channel
+    }
+
+    /// Listens on an address.
+    ///
+    /// # Errors
+    /// The address is no RDMA device's, or its port is taken.
+    pub(crate) fn listen(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+        let id = Some(self.bind(address)?);
+        self.listeners.push(Listener { address, id });
+        Ok(())
+    }
+
+    /// Listens again, every now and then, on addresses whose device was away.
+    pub(crate) fn retry_listeners(&mut self, now: Instant) {
+        if now < self.next_retry {
+            return;
+        }
+        self.next_retry = now + RETRY_LISTENERS;
+        for index in 0..self.listeners.len() {
+            let Listener { address, id } = &self.listeners[index];
+            if id.is_none()
+                && let Ok(id) = self.bind(*address)
+            {
+                tracing::info!(%address, "listening again");
+                self.listeners[index].id = Some(id);
+            }
+        }
+    }
+
+    fn bind(&self, address: SocketAddr) -> anyhow::Result<CmId> {
+        let id = self.channel.create_id()?;
+        id.bind(address)?;
+        id.listen(128).with_context(|| format!("listening on {address}"))?;
+        Ok(id)
+    }
+
+    pub(crate) fn connection(&self, key: u64) -> Option<&Connection> {
+        self.connections.get(&key)
+    }
+
+    /// Takes what the connection manager has to say, and says what to do.
+    pub(crate) fn poll(&mut self, actions: &mut Vec<Action>) {
+        loop {
+            match self.channel.poll() {
+                Ok(Some(event)) => self.handle_event(event, actions),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(%error, "the RDMA connection manager fails");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn handle_event(&mut self, event: CmEvent, actions: &mut Vec<Action>) {
+        match event {
+            CmEvent::ConnectRequest { id, request, .. } => {
+                let peer = id.peer_addr();
+                if let Err(refusal) = self.handle_request(id, &request, actions) {
+                    tracing::warn!(?peer, reason = %refusal.reason, "connection refused");
+                    let data = RejectPrivateData::new(refusal.status);
+                    // A peer that has gone away cannot be told.
+                    let _ = refusal.id.reject(data.as_bytes());
+                }
+            }
+            CmEvent::Disconnected { id } | CmEvent::ConnectFailed { id, .. } => {
+                actions.extend(self.by_cm.get(&id).copied().map(Action::Close));
+            }
+            CmEvent::DeviceRemoval { id } => self.handle_removal(id, actions),
+            other => tracing::debug!(?other, "connection manager"),
+        }
+    }
+
+    fn handle_removal(&mut self, id: CmKey, actions: &mut Vec<Action>) {
+        for listener in &mut self.listeners {
+            if listener.id.take_if(|listening| listening.key() == id).is_some() {
+                tracing::warn!(address = %listener.address, "the RDMA device goes away");
+            }
+        }
+        let Some(&key) = self.by_cm.get(&id) else { return };
+        if let Some(device) = self.connections.get(&key).map(|connection| connection.device) {
+            if let Some(open) = &mut self.devices[device] {
+                open.leaving = true;
+            }
+            let on_it = self.connections.iter().filter(|(_, other)| other.device == device);
+            actions.extend(on_it.map(|(&key, _)| Action::Close(key)));
+        }
+    }
+
+    fn handle_request(
+        &mut self,
+        id: CmId,
+        request: &ConnectionData,
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Refusal> {
+        let wanted = match ConnectRequest::parse(request.private_data.as_bytes()) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                return Err(Refusal { id, status: error.status(), reason: error.into() });
+            }
+        };
+        if self.connections.len() >= MAX_CONNECTIONS {
+            let reason = anyhow::anyhow!("{MAX_CONNECTIONS} connections are open");
+            return Err(Refusal { id, status: reject::NO_RESOURCES, reason });
+        }
+        let (Some(peer), Some(local)) = (id.peer_addr(), id.local_addr()) else {
+            let reason = anyhow::anyhow!("the connection has no addresses");
+            return Err(Refusal { id, status: reject::NO_RESOURCES, reason });
+        };
+        match self.make_connection(&id, request, &wanted, actions) {
+            Ok((device, core, qp, params)) => {
+                let key = self.next_key;
+                self.next_key += 1;
+                self.by_cm.insert(id.key(), key);
+                let open = OpenQueue {
+                    key,
+                    device,
+                    qp,
+                    slots: limits::slots(wanted.entries),
+                    params: OpenParams {
+                        read_limit: params.initiator_depth.into(),
+                        in_capsule: wanted.qid != 0,
+                    },
+                };
+                actions.push(Action::Tell(core, CoreMessage::OpenQueue(Box::new(open))));
+                let connection = Connection {
+                    core,
+                    qid: wanted.qid,
+                    entries: wanted.entries,
+                    peer,
+                    local,
+                    id,
+                    device,
+                    params,
+                    doomed: false,
+                };
+                self.connections.insert(key, connection);
+                Ok(())
+            }
+            Err(reason) => Err(Refusal { id, status: reject::NO_RESOURCES, reason }),
+        }
+    }
+
+    fn make_connection(
+        &mut self,
+        id: &CmId,
+        request: &ConnectionData,
+        wanted: &ConnectRequest,
+        actions: &mut Vec<Action>,
+    ) -> anyhow::Result<(usize, usize, RdmaQp, ConnParams)> {
+        let index = self.open_device(id.device()?, actions)?;
+        let device = self.devices[index].as_mut().context("the device was just opened")?;
+        let params = ConnParams::answer(request, device.device.limits(), READ_DEPTH);
+        anyhow::ensure!(params.initiator_depth > 0, "the host allows no RDMA READ");
+        // Queues of one controller go to different cores, and controllers start at different ones.
+        let spread = usize::from(wanted.qid.saturating_sub(1)) + usize::from(wanted.cntlid);
+        let core = spread % self.cores;
+        let limits = QpLimits {
+            max_recv_wr: limits::slots(wanted.entries),
+            max_send_wr: limits::send_depth(wanted.entries),
+            max_recv_sges: 2,
+            max_send_sges: 1,
+            max_inline_bytes: 16,
+        };
+        let cq = &device.cqs[core];
+        let qp = RdmaQp::new(id, &device.mr, cq, cq, limits)?;
+        device.connections += 1;
+        Ok((index, core, qp, params))
+    }
+
+    /// The device's number; opens it for the first connection that comes in on it.
+    fn open_device(&mut self, device: Device, actions: &mut Vec<Action>) -> anyhow::Result<usize> {
+        let is_it = |open: &Option<OpenDevice>| {
+            open.as_ref().is_some_and(|open| open.device == device && !open.leaving)
+        };
+        if let Some(index) = self.devices.iter().position(is_it) {
+            return Ok(index);
+        }
+        let vacant = self.devices.iter().position(Option::is_none);
+        let index =
+            vacant.with_context(|| format!("{MAX_RDMA_DEVICES} RDMA devices are in use"))?;
+        let pd = Pd::new(&device)?;
+        // Local write only: no host reaches the arena by itself.
+        let mr = Mr::register(&pd, self.arena, Access::default())?;
+        let entries = CQ_ENTRIES.min(device.limits().max_cqe);
+        let cqs = (0..self.cores).map(|_| Cq::new(&device, entries));
+        let cqs = cqs.collect::<Result<Vec<_>, _>>()?;
+        let handles = cqs.iter().map(Cq::handle).collect();
+        for (core, cq) in cqs.into_iter().enumerate() {
+            actions.push(Action::Tell(core, CoreMessage::AddDevice { device: index, cq }));
+        }
+        tracing::info!(device = device.name(), "RDMA device opened");
+        self.devices[index] =
+            Some(OpenDevice { device, mr, cqs: handles, connections: 0, leaving: false });
+        Ok(index)
+    }
+
+    /// Closes a connection that its core has not taken yet, once it has.
+    pub(crate) fn close_when_opened(&mut self, key: u64) {
+        if let Some(connection) = self.connections.get_mut(&key) {
+            connection.doomed = true;
+        }
+    }
+
+    /// The core has taken the connection: accepts it. `false`: the host has gone away already.
+    pub(crate) fn accept(&mut self, key: u64) -> bool {
+        let Some(connection) = self.connections.get(&key) else { return false };
+        if connection.doomed {
+            return false;
+        }
+        let data = AcceptPrivateData::new(connection.entries);
+        match connection.id.accept(&connection.params, data.as_bytes()) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(peer = %connection.peer, %error, "accepting failed");
+                false
+            }
+        }
+    }
+
+    /// The core could not take the connection: the host is told so.
+    pub(crate) fn refuse(&mut self, key: u64, qp: Option<RdmaQp>, actions: &mut Vec<Action>) {
+        drop(qp);
+        if let Some(connection) = self.connections.get(&key) {
+            tracing::warn!(peer = %connection.peer, "connection refused: no memory left for it");
+            let data = RejectPrivateData::new(reject::NO_RESOURCES);
+            let _ = connection.id.reject(data.as_bytes());
+        }
+        self.remove(key, actions);
+    }
+
+    /// Destroys a queue pair that a core has given up: when this returns, none of its work requests
+    /// touches memory any more.
+    pub(crate) fn destroy(&mut self, key: u64, qp: Option<RdmaQp>) {
+        if let Some(connection) = self.connections.get(&key) {
+            // Tells the host. It fails where the connection never came up, or is down.
+            let _ = connection.id.disconnect();
+        }
+        drop(qp);
+    }
+
+    /// Forgets a connection of which nothing is left.
+    pub(crate) fn remove(&mut self, key: u64, actions: &mut Vec<Action>) {
+        let Some(connection) = self.connections.remove(&key) else { return };
+        self.by_cm.remove(&connection.id.key());
+        let index = connection.device;
+        let Some(open) = &mut self.devices[index] else { return };
+        open.connections -= 1;
+        if open.leaving && open.connections == 0 {
+            for core in 0..self.cores {
+                actions.push(Action::Tell(core, CoreMessage::RemoveDevice { device: index }));
+            }
+            self.devices[index] = None;
+        }
+    }
+}
+
+/// A connect request that is turned down.
+struct Refusal {
+    id: CmId,
+    status: u16,
+    reason: anyhow::Error,
+}

@@ -1,0 +1,208 @@
+//! What the control socket is asked.
+
+use std::sync::Arc;
+
+use api::results::{BdevInfo, ConnectionInfo, QueueInfo, VersionInfo};
+use api::{BdevCreate, BdevKind, Call, ErrorCode, RpcError};
+use bdev::{Bdev, FileBdev, Health, NullBdev, RamBdev};
+use nvmf::engine::QueueLoad;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Control;
+use super::exports::bdev_error;
+use super::socket::Asked;
+use super::stats::Wanted;
+use crate::state::SavedBdev;
+
+impl Control {
+    pub(super) fn handle_call(&mut self, asked: Asked) {
+        let Asked { call, reply } = asked;
+        let result = match call {
+            // These take a while, and answer for themselves.
+            Call::ExportAdd(params) => return self.add_export(params, reply),
+            Call::ExportRemove(params) => return self.remove_export(&params, reply),
+            Call::DeviceBind(params) => return self.bind_device(&params, reply),
+            Call::DeviceRelease(params) => return self.release_device(&params.bdf, reply),
+            Call::Stats(_) => return self.collect_stats(Wanted::Stats, reply),
+            Call::ConnectionList(_) => return self.collect_stats(Wanted::Connections, reply),
+            Call::Version(_) => Ok(json!(self.version())),
+            Call::DeviceList(_) => self.device_list(),
+            Call::BdevList(_) => Ok(json!(self.bdev_list())),
+            Call::BdevCreate(params) => self.create_bdev(params),
+            Call::BdevDelete(params) => self.delete_bdev(&params.name),
+            Call::ExportList(_) => Ok(json!(self.export_list())),
+            Call::HostAllow(change) => self.change_host(&change, true),
+            Call::HostDeny(change) => self.change_host(&change, false),
+            Call::HostList(params) => self.host_list(params.nqn.as_deref()),
+            Call::LogLevel(params) => self.set_log_level(params.level),
+            Call::Shutdown(_) => {
+                self.stopping = true;
+                Ok(json!({}))
+            }
+        };
+        // A caller that has hung up does not want to know.
+        let _ = reply.send(result);
+    }
+
+    fn version(&self) -> VersionInfo {
+        VersionInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: api::PROTOCOL_VERSION,
+            pid: std::process::id(),
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+        }
+    }
+
+    fn set_log_level(&self, level: api::LogLevel) -> Result<Value, RpcError> {
+        let name = match level {
+            api::LogLevel::Error => "error",
+            api::LogLevel::Warn => "warn",
+            api::LogLevel::Info => "info",
+            api::LogLevel::Debug => "debug",
+        };
+        let changed = self.log.reload(tracing_subscriber::EnvFilter::new(name));
+        changed.map_err(|error| RpcError::new(ErrorCode::Internal, error.to_string()))?;
+        Ok(json!({}))
+    }
+
+    pub(super) fn bdev_list(&self) -> Vec<BdevInfo> {
+        let info = |(bdev, holder): (&Arc<dyn Bdev>, Option<&str>)| {
+            let mut info = bdev_info(bdev.as_ref(), holder);
+            let saved = self.state.bdevs.iter().find(|saved| saved.name == info.name);
+            let path = saved.and_then(|saved| saved.path.as_ref());
+            info.path = path.map(|path| path.display().to_string());
+            info.path = info.path.or_else(|| self.device_of_bdev(&info.name));
+            info
+        };
+        self.bdevs.iter().map(info).collect()
+    }
+
+    fn create_bdev(&mut self, params: BdevCreate) -> Result<Value, RpcError> {
+        let BdevCreate { kind, name, size_bytes, block_bytes, path } = params;
+        let saved = SavedBdev {
+            kind: kind_name(kind).to_owned(),
+            name,
+            size_bytes: size_bytes.unwrap_or(0),
+            block_bytes,
+            path: path.map(Into::into),
+        };
+        if self.bdevs.get(&saved.name).is_some() {
+            return Err(bdev_error(bdev::BdevError::Exists { name: saved.name }));
+        }
+        if let (BdevKind::File, Some(bytes), Some(path)) = (kind, size_bytes, &saved.path)
+            && !path.exists()
+        {
+            FileBdev::create(&saved.name, &path.to_string_lossy(), bytes).map_err(bdev_error)?;
+        }
+        let bdev = make_bdev(kind, &saved)?;
+        let name = saved.name.clone();
+        self.bdevs.add(bdev).map_err(bdev_error)?;
+        self.state.bdevs.push(saved);
+        self.save_state()?;
+        self.serve_waiting(&name);
+        Ok(json!(self.bdev_list().into_iter().find(|info| info.name == name)))
+    }
+
+    /// Makes again what users created before a restart.
+    pub(crate) fn restore_bdevs(&mut self) {
+        for saved in &self.state.bdevs {
+            let kinds = [BdevKind::Ram, BdevKind::Null, BdevKind::File];
+            let made = match kinds.into_iter().find(|&kind| kind_name(kind) == saved.kind) {
+                Some(kind) => make_bdev(kind, saved),
+                None => Err(RpcError::invalid("kind", format!("unknown: {:?}", saved.kind))),
+            };
+            let added = made.and_then(|bdev| self.bdevs.add(bdev).map_err(bdev_error));
+            if let Err(error) = added {
+                tracing::error!(bdev = saved.name, %error, "not there after the restart");
+            }
+        }
+    }
+
+    fn delete_bdev(&mut self, name: &str) -> Result<Value, RpcError> {
+        let ours = self.state.bdevs.iter().any(|saved| saved.name == name);
+        if !ours && self.bdevs.get(name).is_some() {
+            let error = RpcError::new(ErrorCode::InUse, format!("{name} is on an SSD"));
+            return Err(error.with_advice("forebay device release BDF gives the SSD back"));
+        }
+        self.bdevs.remove(name).map_err(bdev_error)?;
+        self.state.bdevs.retain(|saved| saved.name != name);
+        self.save_state()?;
+        Ok(json!({}))
+    }
+
+    pub(super) fn connection_list(&self, loads: &[(u64, QueueLoad)]) -> Vec<ConnectionInfo> {
+        let of = |controller: nvmf::ControllerInfo| {
+            let admin = (0, controller.admin_queue);
+            let queues = std::iter::once(&admin).chain(&controller.io_queues);
+            let queues = queues.filter_map(|&(qid, key)| self.queue_info(qid, key.0, loads));
+            ConnectionInfo {
+                queues: queues.collect(),
+                nqn: controller.subsystem_nqn,
+                host_nqn: controller.host_nqn,
+                host_id: Uuid::from_bytes(controller.host_id).to_string(),
+                cntlid: controller.cntlid,
+                transport: "rdma".to_owned(),
+                host_address: controller.peer,
+                local_address: controller.local,
+                keep_alive_ms: controller.kato_ms,
+            }
+        };
+        self.target.controllers().map(of).collect()
+    }
+
+    fn queue_info(&self, qid: u16, key: u64, loads: &[(u64, QueueLoad)]) -> Option<QueueInfo> {
+        let connection = self.rdma.as_ref()?.connection(key)?;
+        let load = loads.iter().find(|(of, _)| *of == key).map(|(_, load)| load);
+        Some(QueueInfo {
+            qid,
+            core: connection.core as u32,
+            depth: connection.entries,
+            in_flight: load.map_or(0, |load| load.in_flight),
+            commands: load.map_or(0, |load| load.commands),
+        })
+    }
+}
+
+fn make_bdev(kind: BdevKind, saved: &SavedBdev) -> Result<Arc<dyn Bdev>, RpcError> {
+    let SavedBdev { name, size_bytes, block_bytes, path, .. } = saved;
+    let block_count = size_bytes / u64::from(*block_bytes);
+    let made: Result<Arc<dyn Bdev>, _> = match kind {
+        BdevKind::Ram => {
+            RamBdev::new(name, *block_bytes, block_count).map(|bdev| Arc::new(bdev) as Arc<_>)
+        }
+        BdevKind::Null => Ok(Arc::new(NullBdev::new(name, *block_bytes, block_count))),
+        BdevKind::File => {
+            let path = path.as_ref().ok_or_else(|| RpcError::invalid("path", "is missing"))?;
+            FileBdev::open(name, &path.to_string_lossy(), *block_bytes)
+                .map(|bdev| Arc::new(bdev) as Arc<_>)
+        }
+    };
+    made.map_err(bdev_error)
+}
+
+fn kind_name(kind: BdevKind) -> &'static str {
+    match kind {
+        BdevKind::Ram => "ram",
+        BdevKind::Null => "null",
+        BdevKind::File => "file",
+    }
+}
+
+fn bdev_info(bdev: &dyn Bdev, holder: Option<&str>) -> BdevInfo {
+    let geometry = bdev.geometry();
+    BdevInfo {
+        name: bdev.name().to_owned(),
+        kind: bdev.kind().to_owned(),
+        size_bytes: geometry.block_count * u64::from(geometry.block_bytes),
+        block_bytes: geometry.block_bytes,
+        health: match bdev.health() {
+            Health::Live => "live",
+            Health::Recovering => "recovering",
+            Health::Failed => "failed",
+        }
+        .to_owned(),
+        claimed_by: holder.map(str::to_owned),
+        path: None,
+    }
+}

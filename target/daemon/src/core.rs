@@ -1,0 +1,404 @@
+//! One core's worker: carriers, engine and channels in one straight line.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bdev::{Channel, Completions};
+use dma::Pool;
+use nvmf::engine::{Carrier, Closed, Engine, EngineConfig, Namespace, QueueId, RequestId, Step};
+use nvmf_rdma::{CarrierConfig, CarrierStats, Event, RdmaCarrier};
+use reactor::Worker;
+use verbs::Cq;
+
+use crate::limits::{COMPLETIONS_PER_POLL, MAX_RDMA_DEVICES};
+use crate::message::{
+    ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, OpenQueue, PoolUse,
+};
+
+/// The data path of one core. Everything it needs is its own.
+pub(crate) struct Core {
+    core: usize,
+    requests: u32,
+    engine: Engine,
+    /// By RDMA device.
+    carriers: Vec<Option<RdmaCarrier>>,
+    /// What connections take memory from.
+    memory: Pool,
+    /// By queue index.
+    queues: Vec<Option<OpenedQueue>>,
+    /// By channel number.
+    channels: Vec<Option<OpenChannel>>,
+    completions: Completions,
+    control: Arc<ControlRing>,
+    /// Messages that found the ring to the control thread full; handed over at the next turn.
+    outbox: VecDeque<ControlMessage>,
+}
+
+#[derive(Clone, Copy)]
+struct OpenedQueue {
+    key: u64,
+    device: usize,
+    queue: QueueId,
+}
+
+struct OpenChannel {
+    channel: Box<dyn Channel>,
+    stats: ChannelStats,
+    /// Detached: goes away when nothing is in flight.
+    closing: bool,
+}
+
+impl Core {
+    /// The worker of reactor number `core`. `data` is what commands take buffers from, `memory`
+    /// what connections take capsules from.
+    pub(crate) fn new(
+        core: usize,
+        config: EngineConfig,
+        data: Pool,
+        memory: Pool,
+        control: Arc<ControlRing>,
+    ) -> Self {
+        Self {
+            core,
+            requests: config.requests,
+            engine: Engine::new(config, data),
+            carriers: (0..MAX_RDMA_DEVICES).map(|_| None).collect(),
+            memory,
+            queues: vec![None; nvmf::limits::MAX_QUEUES_PER_CORE],
+            channels: Vec::new(),
+            completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
+            control,
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// Follows a request as far as it goes now.
+    #[inline]
+    fn run(&mut self, step: Step) {
+        match step {
+            Step::None => {}
+            Step::Submit { channel, io } => {
+                let id = RequestId(io.tag);
+                match self.channels.get_mut(channel as usize) {
+                    Some(Some(open)) => match open.channel.submit(io) {
+                        Ok(()) => open.stats.count(&io),
+                        Err(bdev::Busy) => self.engine.handle_busy(id),
+                    },
+                    // Its namespace has just gone; the engine's table no longer has it either.
+                    _ => {
+                        let status = nvme_spec::status::Status::INVALID_NAMESPACE_OR_FORMAT;
+                        let step = self.engine.handle_done(id, status.with_dnr());
+                        self.finish(step);
+                    }
+                }
+            }
+            other => self.finish(other),
+        }
+    }
+
+    /// The steps that lead away from the block device.
+    #[inline]
+    fn finish(&mut self, step: Step) {
+        match step {
+            Step::Fetch(id) => {
+                if let Some(carrier) =
+                    carrier_of(&mut self.carriers, &self.queues, &self.engine, id)
+                {
+                    carrier.fetch(&self.engine, id);
+                }
+            }
+            Step::Respond(id) => {
+                if let Some(carrier) =
+                    carrier_of(&mut self.carriers, &self.queues, &self.engine, id)
+                {
+                    carrier.respond(&self.engine, id);
+                }
+            }
+            Step::Control(id) => {
+                if let Some(opened) = self.queues[self.engine.queue_of(id).index()] {
+                    let request = self.engine.request(id);
+                    let (sqe, data) = (*request.sqe(), request.data());
+                    self.tell(ControlMessage::Command { key: opened.key, request: id, sqe, data });
+                }
+            }
+            Step::Drained(queue) => self.handle_drained(queue),
+            Step::None | Step::Submit { .. } => {}
+        }
+    }
+
+    fn poll_carrier(&mut self, device: usize) -> usize {
+        let Some(carrier) = &mut self.carriers[device] else { return 0 };
+        carrier.begin_turn();
+        let mut work = 0;
+        while let Some(carrier) = &mut self.carriers[device]
+            && let Some(event) = carrier.next_event()
+        {
+            work += 1;
+            match event {
+                Event::Capsule { id, sqe, data } => {
+                    let step = self.engine.handle_capsule(id, sqe, data);
+                    self.run(step);
+                }
+                Event::Fetched(id) => {
+                    carrier.fetch_waiting(&self.engine, id);
+                    let step = self.engine.handle_fetched(id, true);
+                    self.run(step);
+                }
+                Event::Sent(id) => {
+                    let step = self.engine.handle_sent(id);
+                    carrier.rearm(id);
+                    self.run(step);
+                }
+                Event::Broken(queue) => self.close_queue(queue),
+            }
+        }
+        work
+    }
+
+    fn poll_channels(&mut self, now: Instant) -> usize {
+        let mut work = 0;
+        for index in 0..self.channels.len() {
+            let Some(open) = &mut self.channels[index] else { continue };
+            open.channel.poll(now, &mut self.completions);
+            while let Some(done) = self.completions.pop() {
+                work += 1;
+                if let Some(open) = &mut self.channels[index] {
+                    open.stats.in_flight -= 1;
+                    open.stats.errors += u64::from(!done.status.is_success());
+                }
+                let step = self.engine.handle_done(RequestId(done.tag), done.status);
+                self.run(step);
+            }
+            self.drop_if_closed(index);
+        }
+        work
+    }
+
+    /// Gives waiting requests their turn, each once.
+    fn poll_waiting(&mut self) -> usize {
+        let mut work = 0;
+        for _ in 0..self.engine.waiting() {
+            let waiting = self.engine.waiting();
+            let step = self.engine.poll_step();
+            if matches!(step, Step::None) {
+                break;
+            }
+            self.run(step);
+            work += usize::from(self.engine.waiting() < waiting);
+        }
+        work
+    }
+
+    fn open_queue(&mut self, open: OpenQueue) {
+        let OpenQueue { key, device, qp, slots, params } = open;
+        let Some(carrier) = self.carriers.get_mut(device).and_then(Option::as_mut) else {
+            return self.tell(ControlMessage::QueueRefused { key, qp: Some(qp) });
+        };
+        let Some((queue, ids)) = self.engine.open_queue(Carrier::Keyed, slots) else {
+            return self.tell(ControlMessage::QueueRefused { key, qp: Some(qp) });
+        };
+        match carrier.open(queue, key, qp, params, &ids, &mut self.memory) {
+            Ok(()) => {
+                self.queues[queue.index()] = Some(OpenedQueue { key, device, queue });
+                self.tell(ControlMessage::QueueOpened { key, queue });
+            }
+            Err(qp) => {
+                self.engine.close_queue(queue);
+                let _ = self.engine.release_carried(queue);
+                self.tell(ControlMessage::QueueRefused { key, qp: Some(qp) });
+            }
+        }
+    }
+
+    /// Ends a queue as far as this core goes; told again about the same queue, it does nothing.
+    fn close_queue(&mut self, queue: QueueId) {
+        let Some(opened) = self.opened(queue) else { return };
+        let Some(carrier) = &mut self.carriers[opened.device] else { return };
+        if let Some(detached) = carrier.detach(queue) {
+            self.engine.close_queue(queue);
+            let qp = Some(detached.qp);
+            self.tell(ControlMessage::QueueClosed { key: opened.key, queue, qp });
+        }
+    }
+
+    fn handle_queue_destroyed(&mut self, queue: QueueId) {
+        if self.engine.release_carried(queue) == Closed::Drained {
+            self.handle_drained(queue);
+        }
+    }
+
+    /// Nothing of the queue is left: its capsule slots are freed only now, because a block device
+    /// may have read the data in them until a moment ago.
+    fn handle_drained(&mut self, queue: QueueId) {
+        let place = &mut self.queues[queue.index()];
+        let Some(opened) = place.take_if(|opened| opened.queue == queue) else { return };
+        if let Some(carrier) = &mut self.carriers[opened.device] {
+            carrier.release(queue, &mut self.memory);
+        }
+        self.tell(ControlMessage::QueueDrained { key: opened.key });
+    }
+
+    fn attach_namespace(
+        &mut self,
+        (subsystem, nsid): (u32, u32),
+        mut namespace: Namespace,
+        channel: Box<dyn Channel>,
+    ) {
+        let vacant = self.channels.iter().position(Option::is_none);
+        let index = vacant.unwrap_or(self.channels.len());
+        if index == self.channels.len() {
+            self.channels.push(None);
+        }
+        namespace.channel = index as u32;
+        let stats = ChannelStats { subsystem, nsid, ..ChannelStats::default() };
+        self.channels[index] = Some(OpenChannel { channel, stats, closing: false });
+        self.engine.set_namespace(subsystem, nsid, Some(namespace));
+        self.tell(ControlMessage::NamespaceSet { subsystem, nsid });
+    }
+
+    fn detach_namespace(&mut self, subsystem: u32, nsid: u32) {
+        self.engine.set_namespace(subsystem, nsid, None);
+        let is_it = |open: &Option<OpenChannel>| {
+            open.as_ref().is_some_and(|open| {
+                (open.stats.subsystem, open.stats.nsid, open.closing) == (subsystem, nsid, false)
+            })
+        };
+        match self.channels.iter().position(is_it) {
+            Some(index) => {
+                if let Some(open) = &mut self.channels[index] {
+                    open.closing = true;
+                }
+                self.drop_if_closed(index);
+            }
+            None => self.tell(ControlMessage::NamespaceSet { subsystem, nsid }),
+        }
+    }
+
+    /// Drops a detached channel once its last I/O has ended.
+    #[inline]
+    fn drop_if_closed(&mut self, index: usize) {
+        let idle = |open: &mut OpenChannel| open.closing && open.stats.in_flight == 0;
+        if let Some(open) = self.channels[index].take_if(idle) {
+            let ChannelStats { subsystem, nsid, .. } = open.stats;
+            self.tell(ControlMessage::NamespaceSet { subsystem, nsid });
+        }
+    }
+
+    fn add_device(&mut self, device: usize, cq: Cq) {
+        let config = CarrierConfig { requests: self.requests, connections: self.queues.len() };
+        self.carriers[device] = Some(RdmaCarrier::new(config, cq));
+    }
+
+    fn collect_stats(&self) -> CoreStats {
+        let mut carrier = CarrierStats::default();
+        self.carriers.iter().flatten().for_each(|one| carrier += one.stats());
+        let channels = self
+            .channels
+            .iter()
+            .flatten()
+            .map(|open| ChannelStats { copied_bytes: open.channel.copied_bytes(), ..open.stats });
+        let queues = self.queues.iter().flatten();
+        let queues = queues.filter_map(|o| Some((o.key, self.engine.queue_load(o.queue)?)));
+        CoreStats {
+            engine: self.engine.stats(),
+            carrier,
+            data: pool_use(self.engine.pool()),
+            connections: pool_use(&self.memory),
+            channels: channels.collect(),
+            queues: queues.collect(),
+        }
+    }
+
+    fn opened(&self, queue: QueueId) -> Option<OpenedQueue> {
+        let opened = (*self.queues.get(queue.index())?)?;
+        (opened.queue == queue).then_some(opened)
+    }
+
+    fn tell(&mut self, message: ControlMessage) {
+        if self.outbox.is_empty() {
+            if let Err(message) = self.control.push(message) {
+                self.outbox.push_back(message);
+            }
+        } else {
+            self.outbox.push_back(message);
+        }
+    }
+
+    fn flush_outbox(&mut self) {
+        while let Some(message) = self.outbox.pop_front() {
+            if let Err(message) = self.control.push(message) {
+                self.outbox.push_front(message);
+                return;
+            }
+        }
+    }
+}
+
+fn pool_use(pool: &Pool) -> PoolUse {
+    PoolUse { size: pool.bytes() as u64, free: pool.free_bytes() as u64 }
+}
+
+/// The carrier of the queue that a request belongs to. A function of the parts, so that the engine
+/// can be lent to the carrier at the same time.
+#[inline]
+fn carrier_of<'a>(
+    carriers: &'a mut [Option<RdmaCarrier>],
+    queues: &[Option<OpenedQueue>],
+    engine: &Engine,
+    id: RequestId,
+) -> Option<&'a mut RdmaCarrier> {
+    let device = queues[engine.queue_of(id).index()]?.device;
+    carriers[device].as_mut()
+}
+
+impl Worker for Core {
+    type Message = CoreMessage;
+
+    fn handle_message(&mut self, message: CoreMessage) {
+        match message {
+            CoreMessage::AddDevice { device, cq } => self.add_device(device, cq),
+            CoreMessage::RemoveDevice { device } => self.carriers[device] = None,
+            CoreMessage::OpenQueue(open) => self.open_queue(*open),
+            CoreMessage::BindQueue { queue, params } => self.engine.bind_queue(queue, params),
+            CoreMessage::Answer { request, result, status, data_bytes } => {
+                let step = self.engine.handle_answer(request, result, status, data_bytes);
+                self.run(step);
+            }
+            CoreMessage::Abort { queue, cid, token } => {
+                let step = self.engine.abort(queue, cid);
+                let ended = step.is_some();
+                self.run(step.unwrap_or(Step::None));
+                self.tell(ControlMessage::Aborted { token, ended });
+            }
+            CoreMessage::CloseQueue { queue } => self.close_queue(queue),
+            CoreMessage::QueueDestroyed { queue } => self.handle_queue_destroyed(queue),
+            CoreMessage::AttachNamespace { subsystem, nsid, namespace, channel } => {
+                self.attach_namespace((subsystem, nsid), namespace, channel);
+            }
+            CoreMessage::DetachNamespace { subsystem, nsid } => {
+                self.detach_namespace(subsystem, nsid);
+            }
+            CoreMessage::CollectStats => {
+                let stats = Box::new(self.collect_stats());
+                self.tell(ControlMessage::Stats { core: self.core, stats });
+            }
+        }
+    }
+
+    /// One turn: what arrived, then the block devices, then who waited for either, and at last one
+    /// chain of work requests per connection.
+    fn poll(&mut self, now: Instant) -> usize {
+        let mut work = 0;
+        for device in 0..self.carriers.len() {
+            work += self.poll_carrier(device);
+        }
+        work += self.poll_channels(now);
+        work += self.poll_waiting();
+        self.carriers.iter_mut().flatten().for_each(RdmaCarrier::flush);
+        if !self.outbox.is_empty() {
+            self.flush_outbox();
+        }
+        work
+    }
+}

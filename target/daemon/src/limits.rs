@@ -1,0 +1,32 @@
+//! What the daemon bounds.
+
+/// RDMA devices in use at the same time.
+pub(crate) const MAX_RDMA_DEVICES: usize = 4;
+
+/// Completions taken from one channel per turn.
+pub(crate) const COMPLETIONS_PER_POLL: usize = 64;
+
+/// Requests in the slab of a core.
+pub(crate) const REQUESTS_PER_CORE: u32 = 16 * 1024;
+
+/// Messages to a core that may wait in its ring.
+pub(crate) const CORE_RING: usize = 4096;
+
+/// Connections of all hosts to all cores.
+pub(crate) const MAX_CONNECTIONS: usize = 4096;
+
+/// Largest data transfer of one command: MDTS, 1 MiB.
+pub(crate) const MAX_TRANSFER_BYTES: u32 = 1 << 20;
+
+/// RDMA READs that we ask to have in flight on a connection.
+pub(crate) const READ_DEPTH: u8 = 16;
+
+/// Entries of a core's completion queue of one RDMA device, as far as the device can: what the
+/// largest number of full-size queues would take, 68 of them.
+pub(crate) const CQ_ENTRIES: u32 = 32 * 1024;
+
+/// Smallest data pool of a core: every command can be served, if only one after the other.
+pub(crate) const MIN_DATA_BYTES: usize = 4 * MAX_TRANSFER_BYTES as usize;
+
+const _: () = assert!(MAX_TRANSFER_BYTES as usize <= dma::limits::MAX_BLOCK_BYTES);
+const _: () = assert!(MIN_DATA_BYTES >= MAX_TRANSFER_BYTES as usize);

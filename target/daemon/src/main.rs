@@ -1,0 +1,119 @@
+//! `forebay-target`: takes SSDs from the kernel, exports block devices over RDMA, and does what
+//! `forebay` asks on the control socket.
+//!
+//! It is the composition root: it reads the command line and the saved state, takes the arena,
+//! starts one reactor per CPU and then becomes the control thread. What each of them does is in
+//! `core` and `control`.
+//!
+//! What it does not do: detach from its terminal, rotate logs, or restart itself: that is the
+//! service manager's business.
+#![forbid(unsafe_code)]
+
+mod control;
+mod core;
+mod limits;
+mod message;
+mod options;
+mod state;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use dma::{Arena, Pool};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nvmf::engine::EngineConfig;
+use nvmf::{Target, TargetConfig};
+use reactor::Reactor;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, reload};
+
+use crate::control::{Control, Parts, Rdma};
+use crate::core::Core;
+use crate::limits::{
+    CORE_RING, MAX_CONNECTIONS, MAX_TRANSFER_BYTES, MIN_DATA_BYTES, REQUESTS_PER_CORE,
+};
+use crate::message::{ControlRing, CoreMessage};
+use crate::options::Options;
+use crate::state::StateFile;
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let filter = EnvFilter::try_new(&options.log).context("--log")?;
+    let (filter, log) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    let cpus = options.cpus()?;
+    let state_file = StateFile::new(&options.state_dir)?;
+    let state = state_file.load()?;
+    let arena = options.arena()?;
+    let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+    let ring = ControlRing::new(cpus.len() * REQUESTS_PER_CORE as usize + MAX_CONNECTIONS, bell);
+    let cores = start_cores(&options, &cpus, arena, &ring)?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let rdma = match Rdma::new(arena, cores.len()) {
+            Ok(rdma) => Some(rdma),
+            Err(error) if options.listen.is_empty() => {
+                tracing::warn!(%error, "nothing can be exported over RDMA");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let target = Target::new(TargetConfig {
+            mdts_bytes: MAX_TRANSFER_BYTES,
+            max_queue_entries: nvmf_rdma::limits::MAX_QUEUE_ENTRIES,
+            in_capsule_bytes: nvmf_rdma::limits::IN_CAPSULE_BYTES,
+            // Hosts may still know CNTLIDs of an earlier run.
+            cntlid_seed: std::process::id() as u16,
+            ..TargetConfig::default()
+        });
+        let parts = Parts { target, cores, ring, rdma, state, state_file, arena, log };
+        let mut control = Control::new(parts);
+        // The block devices first, then who may use them, then the doors: a host that comes back
+        // early finds the connection refused, which it retries, rather than its subsystem unknown.
+        control.restore_devices();
+        control.restore_bdevs();
+        control.restore_exports();
+        control.settle().await?;
+        control.open_listeners(&options.listen)?;
+        let calls = control::listen(&options.socket)?;
+        tracing::info!(socket = %options.socket.display(), "ready");
+        let result = control.run(calls).await;
+        let _ = std::fs::remove_file(&options.socket);
+        result
+    })
+}
+
+/// Starts a reactor on each CPU, each with its share of the arena.
+fn start_cores(
+    options: &Options,
+    cpus: &[usize],
+    arena: &'static Arena,
+    ring: &Arc<ControlRing>,
+) -> anyhow::Result<Vec<Reactor<CoreMessage>>> {
+    // The rest is for the queues of SSDs, and for what rounding takes.
+    let share = arena.bytes_left() / cpus.len() / 8 * 7;
+    let (data, memory) = (share / 4 * 3, share / 4);
+    let block = MAX_TRANSFER_BYTES as usize;
+    anyhow::ensure!(
+        data >= MIN_DATA_BYTES && memory >= block,
+        "{} bytes of DMA memory are too few for {} cores; raise --memory",
+        arena.bytes(),
+        cpus.len()
+    );
+    let config =
+        EngineConfig { requests: REQUESTS_PER_CORE, max_transfer_bytes: MAX_TRANSFER_BYTES };
+    let start = |(core, &cpu): (usize, &usize)| {
+        let data = Pool::new(arena, data / block * block, block)?;
+        let memory = Pool::new(arena, memory / block * block, block)?;
+        let ring = Arc::clone(ring);
+        let name = format!("reactor-{core}");
+        let make = move || Core::new(core, config, data, memory, ring);
+        Reactor::spawn(&name, cpu, CORE_RING, options.idle_policy(), make)
+            .with_context(|| format!("core {core}"))
+    };
+    cpus.iter().enumerate().map(start).collect()
+}

@@ -1,0 +1,146 @@
+//! The command line of `forebay-target`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use dma::Arena;
+use reactor::IdlePolicy;
+
+/// A block storage target in user space: exports SSDs and other block devices over NVMe/RDMA.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Options {
+    /// How many CPUs to use: the first ones this process may run on
+    #[arg(long, value_name = "COUNT", default_value_t = 1, conflicts_with = "cpus")]
+    pub(crate) cores: usize,
+
+    /// Which CPUs to use, such as 2,3,8
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) cpus: Vec<usize>,
+
+    /// Address that hosts connect to, with port 4420 unless another is given; may be repeated
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_address)]
+    pub(crate) listen: Vec<SocketAddr>,
+
+    /// DMA memory in MiB, from hugepages
+    #[arg(long, value_name = "MIB", default_value_t = 128)]
+    pub(crate) memory: usize,
+
+    /// Take ordinary memory instead of hugepages: for machines where no SSD is driven by Forebay
+    #[arg(long)]
+    pub(crate) no_hugepages: bool,
+
+    /// Sleep this long when there was nothing to do for a while, instead of polling on; saves CPU
+    /// time and costs latency
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) idle_sleep: Option<u64>,
+
+    /// Control socket
+    #[arg(long, env = "FOREBAY_SOCKET", default_value = api::DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+
+    /// Where exports are kept over restarts
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/forebay")]
+    pub(crate) state_dir: PathBuf,
+
+    /// What to log: error, warn, info, debug, or as tracing's `EnvFilter` has it
+    #[arg(long, env = "FOREBAY_LOG", default_value = "info")]
+    pub(crate) log: String,
+}
+
+impl Options {
+    /// The CPUs for the reactors.
+    ///
+    /// # Errors
+    /// More are wanted than there are, or one that is not there, or one twice.
+    pub(crate) fn cpus(&self) -> anyhow::Result<Vec<usize>> {
+        let allowed = core_affinity::get_core_ids().context("reading the CPUs of this process")?;
+        let allowed: Vec<usize> = allowed.into_iter().map(|core| core.id).collect();
+        if self.cpus.is_empty() {
+            anyhow::ensure!(
+                (1..=allowed.len()).contains(&self.cores),
+                "--cores {}: this process may run on {} CPUs",
+                self.cores,
+                allowed.len()
+            );
+            return Ok(allowed[..self.cores].to_vec());
+        }
+        for (at, cpu) in self.cpus.iter().enumerate() {
+            anyhow::ensure!(
+                allowed.contains(cpu) && !self.cpus[..at].contains(cpu),
+                "--cpus: CPU {cpu} is not one of {allowed:?}, or named twice"
+            );
+        }
+        Ok(self.cpus.clone())
+    }
+
+    /// The DMA memory.
+    ///
+    /// # Errors
+    /// It is not to be had; the error says what to do.
+    pub(crate) fn arena(&self) -> anyhow::Result<&'static Arena> {
+        let bytes = self.memory.checked_mul(1 << 20).context("--memory is too large")?;
+        if self.no_hugepages {
+            return Ok(Arena::plain_pages(bytes)?);
+        }
+        Arena::hugepages(bytes).with_context(|| {
+            format!("taking {} MiB of DMA memory (--memory; see also --no-hugepages)", self.memory)
+        })
+    }
+
+    pub(crate) fn idle_policy(&self) -> IdlePolicy {
+        match self.idle_sleep {
+            None => IdlePolicy::default(),
+            Some(us) => IdlePolicy {
+                yield_turns: 10_000,
+                nap: Duration::from_micros(us),
+                ..IdlePolicy::default()
+            },
+        }
+    }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(address);
+    }
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    match bare.parse::<IpAddr>() {
+        Ok(ip) => Ok(SocketAddr::new(ip, nvme_spec::rdma::PORT)),
+        Err(_) => {
+            Err("wanted an IP address, with a port or without: 10.0.0.1, [fd00::1]:4421".into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_with_and_without_port() {
+        for (text, address) in [
+            ("10.0.0.1", "10.0.0.1:4420"),
+            ("10.0.0.1:4421", "10.0.0.1:4421"),
+            ("fd00::1", "[fd00::1]:4420"),
+            ("[fd00::1]", "[fd00::1]:4420"),
+            ("[fd00::1]:4421", "[fd00::1]:4421"),
+        ] {
+            assert_eq!(parse_address(text).unwrap().to_string(), address);
+        }
+        assert!(parse_address("eth0").unwrap_err().contains("IP address"));
+    }
+
+    #[test]
+    fn cpus_that_are_not_there_are_refused() {
+        let options = |args: &[&str]| Options::parse_from([&["forebay-target"], args].concat());
+        assert_eq!(options(&[]).cpus().unwrap().len(), 1);
+        assert!(options(&["--cores", "0"]).cpus().is_err());
+        assert!(options(&["--cores", "10000"]).cpus().is_err());
+        assert!(options(&["--cpus", "10000"]).cpus().is_err());
+        assert!(options(&["--cpus", "0,0"]).cpus().is_err());
+    }
+}
