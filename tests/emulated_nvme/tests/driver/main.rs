@@ -1,0 +1,6 @@
+//! The driver over the emulated controller: what it does when all is well, and when it is not.
+
+mod bad_controllers;
+mod data;
+mod faults;
+mod world;

@@ -1,0 +1,65 @@
+//! The corpora of the fuzz targets, and random inputs, as ordinary tests.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+fn replay(target: &str, run: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display());
+        run(&std::fs::read(&path).unwrap());
+        inputs += 1;
+    }
+    assert!(inputs > 0, "{} is empty", folder.display());
+}
+
+#[test]
+fn corpus_of_admin() {
+    replay("admin", fuzz_replay::admin);
+}
+
+#[test]
+fn corpus_of_capsule() {
+    replay("capsule", fuzz_replay::capsule);
+}
+
+#[test]
+fn corpus_of_private_data() {
+    replay("private_data", fuzz_replay::private_data);
+}
+
+#[test]
+fn corpus_of_sgl() {
+    replay("sgl", fuzz_replay::sgl);
+}
+
+fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..most)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_commands_for_the_control_half(bytes in bytes(2000)) {
+        fuzz_replay::admin(&bytes);
+    }
+
+    #[test]
+    fn any_capsules_and_events(bytes in bytes(4000)) {
+        fuzz_replay::capsule(&bytes);
+    }
+
+    #[test]
+    fn any_private_data(bytes in bytes(64)) {
+        fuzz_replay::private_data(&bytes);
+    }
+
+    #[test]
+    fn any_sgl(bytes in bytes(2000)) {
+        fuzz_replay::sgl(&bytes);
+    }
+}
