@@ -1,0 +1,167 @@
+# One boot of the guest: QEMU's command line, its shares, and the answers to the guest's requests.
+# Sourced by run and shell. A boot has a folder of its own, `boot_dir`:
+#   ssdN-M.img   bytes of namespace M of SSD N      console   serial console of the guest
+#   qmp          QEMU's control socket              results/  writable share of the guest
+
+# shellcheck shell=bash disable=SC2154 # paths come from paths.sh, `image` and `binaries` from run
+
+# KVM is used only when a kernel was seen to run on it: a device node that opens proves nothing.
+# The answer is kept for as long as the machine is up.
+accelerator() {
+    local probe=$cache/accelerator key log
+    key="$(cat /proc/sys/kernel/random/boot_id) $(id -u) $(qemu-system-x86_64 --version | head -n 1)"
+    if [ "$(head -n 1 "$probe" 2>/dev/null)" != "$key" ]; then
+        log=$(mktemp)
+        # Without a root file system the kernel panics at the end of its boot, and QEMU exits.
+        timeout 20 qemu-system-x86_64 -accel kvm -machine q35,kernel-irqchip=split -cpu max -m 512M \
+            -nodefaults -display none -serial "file:$log" -no-reboot -kernel "$image/vmlinuz" \
+            -append "console=ttyS0 panic=-1" >/dev/null 2>&1 || true
+        if grep -q 'Unable to mount root' "$log"; then
+            printf '%s\n%s\n' "$key" kvm >"$probe.$$"
+        else
+            printf '%s\n%s\n' "$key" tcg,thread=multi >"$probe.$$"
+        fi
+        mv "$probe.$$" "$probe"
+        rm -f "$log"
+    fi
+    tail -n 1 "$probe"
+}
+
+# ssd_arguments SCENARIO N: fills `arguments` for one SSD and creates its backing files.
+ssd_arguments() {
+    local scenario=$1 n=$2 nsid bus=pcie.0 address=,addr=0x1$2 file
+    if [ "$(header "$scenario" hotplug "$n")" = 1 ]; then
+        arguments+=(-device "pcie-root-port,id=port$n,chassis=$((n + 1)),addr=0x1$n")
+        bus=port$n address=
+    fi
+    arguments+=(-device "nvme,id=ssd$n,serial=ssd$n,bus=$bus$address,mdts=$(header "$scenario" mdts "$n")")
+    for ((nsid = 1; nsid <= $(header "$scenario" namespaces "$n"); nsid++)); do
+        file=$boot_dir/ssd$n-$nsid.img
+        truncate -s "$(header "$scenario" size "$n")" "$file"
+        arguments+=(
+            -drive "file=$file,if=none,id=drive$n-$nsid,format=raw,cache=writeback,discard=unmap"
+            -device "nvme-ns,drive=drive$n-$nsid,bus=ssd$n,nsid=$nsid,logical_block_size=$(header \
+                "$scenario" block "$n"),physical_block_size=4096"
+        )
+    done
+}
+
+# start_machine SCENARIO [QEMU ARGUMENTS...]: boots the machine that the scenario's header asks for
+# in the background; its process id is then in `qemu_pid`.
+start_machine() {
+    local scenario=$1 n
+    shift
+    mkdir -p "$boot_dir/results/requests"
+    # shellcheck disable=SC2054 # the commas are QEMU's
+    arguments=(
+        -name forebay-testbed
+        -machine q35,kernel-irqchip=split -accel "$(accelerator)" -cpu max
+        -smp "$(header "$scenario" vcpus)" -m "$(header "$scenario" memory)"
+        -nodefaults -display none -no-reboot
+        -kernel "$image/vmlinuz" -initrd "$image/initrd"
+        # tsc=reliable: a busy machine must not make the guest's kernel doubt its clock, and patch
+        # itself under running CPUs, which QEMU's emulation does not survive.
+        -append "console=ttyS0 quiet root=/dev/vda rw init=/stage0 net.ifnames=0 panic=-1 \
+tsc=reliable intel_iommu=on iommu=pt hugepages=$(header "$scenario" hugepages)"
+        # Before the devices that it translates.
+        -device "intel-iommu,intremap=on,caching-mode=on"
+        -drive "file=$image/root.img,if=none,id=root,format=raw,snapshot=on"
+        -device "virtio-blk-pci,drive=root"
+        -netdev "user,id=net0,restrict=on" -device "virtio-net-pci,netdev=net0"
+        -virtfs "local,path=$testbed,mount_tag=testbed,security_model=none,readonly=on"
+        -virtfs "local,path=$binaries,mount_tag=binaries,security_model=none,readonly=on"
+        -virtfs "local,path=$boot_dir/results,mount_tag=results,security_model=none"
+        -qmp "unix:$boot_dir/qmp,server=on,wait=off"
+    )
+    for ((n = 0; n < $(header "$scenario" ssds); n++)); do
+        ssd_arguments "$scenario" "$n"
+    done
+    # However the runner ends, QEMU ends with it.
+    setpriv --pdeathsig KILL qemu-system-x86_64 "${arguments[@]}" "$@" 2>"$boot_dir/qemu.log" &
+    qemu_pid=$!
+}
+
+stop_machine() {
+    [ -n "${qemu_pid:-}" ] || return 0
+    kill -9 "$qemu_pid" 2>/dev/null || true
+    wait "$qemu_pid" 2>/dev/null || true
+    qemu_pid=
+}
+
+machine_runs() { kill -0 "$qemu_pid" 2>/dev/null; }
+
+# qmp COMMAND: one QMP command as JSON; prints QEMU's replies, fails when one is an error.
+qmp() {
+    local replies
+    # QEMU answers in order, but drops a connection that is closed at once.
+    replies=$({
+        printf '{"execute":"qmp_capabilities"}\n%s\n' "$1"
+        sleep 0.5
+    } | socat -t 1 - "UNIX-CONNECT:$boot_dir/qmp") || return
+    printf '%s\n' "$replies"
+    ! grep -q '"error"' <<<"$replies"
+}
+
+blank_ssds() {
+    local file
+    for file in "$boot_dir"/ssd*.img; do
+        fallocate --punch-hole --offset 0 --length "$(stat -c %s "$file")" "$file" || return
+    done
+}
+
+# serve REQUEST: does what guest/lib.sh's host_do asks for.
+serve() {
+    local verb argument
+    read -r verb argument <<<"$1"
+    case $verb in
+        qmp) qmp "$argument" ;;
+        blank) blank_ssds ;;
+        compare) compare_with_ssd "$argument" ;;
+        sha256) sha256_of_range "$argument" ;;
+        *) echo "no such request: $verb"; return 1 ;;
+    esac
+}
+
+# compare_with_ssd "SSD FILE", of namespace 1; FILE is within results/, where the guest put it.
+compare_with_ssd() {
+    local ssd file
+    read -r ssd file <<<"$1"
+    [[ $ssd == [0-7] && $file != *..* ]] || return
+    file=$boot_dir/results/$file
+    cmp --bytes="$(stat -c %s "$file")" "$file" "$boot_dir/ssd$ssd-1.img"
+}
+
+# sha256_of_range "SSD OFFSET LENGTH", of namespace 1.
+sha256_of_range() {
+    local ssd offset length
+    read -r ssd offset length <<<"$1"
+    [[ "$ssd $offset $length" =~ ^[0-7]\ [0-9]+\ [0-9]+$ ]] || return
+    dd if="$boot_dir/ssd$ssd-1.img" iflag=skip_bytes,count_bytes,fullblock bs=1M \
+        skip="$offset" count="$length" status=none | sha256sum | cut -d' ' -f1
+}
+
+# serve_requests: answers all that wait.
+serve_requests() {
+    local request output status
+    for request in "$boot_dir"/results/requests/*; do
+        [[ -e $request && $request != *.part && $request != *.answer && ! -e $request.answer ]] || continue
+        status=0
+        output=$(serve "$(<"$request")" 2>&1) || status=$?
+        printf '%s\n%s\n' "$status" "$output" >"$request.answer.part"
+        mv "$request.answer.part" "$request.answer"
+    done
+}
+
+# new_boot_dir: makes `boot_dir`, held by a lock, and clears away old ones that nobody holds.
+new_boot_dir() {
+    local old
+    mkdir -p "$runs"
+    find "$runs" -maxdepth 1 -name 'boot.*' -printf '%T@ %p\n' | sort -rn | tail -n +16 \
+        | while read -r _ old; do
+            flock -n "$old" rm -rf "$old" || true
+        done
+    boot_dir=$(mktemp -d "$runs/boot.XXXXXX")
+    exec 8<"$boot_dir"
+    flock 8
+    ln -sfn "${boot_dir##*/}" "$runs/last"
+}

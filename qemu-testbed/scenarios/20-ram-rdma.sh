@@ -1,0 +1,41 @@
+# testbed: ssds=1 mark=ci timeout=180
+# A block device in memory, exported by Forebay over RDMA and attached by the kernel's initiator:
+# discovery, identity field by field, a file system, verified data of all sizes.
+
+NQN=nqn.2026-11.io.forebay:ram0
+
+target_start --cores 1 --listen "$HOST_IP:4420" --memory 128
+check "a block device" forebay bdev create ram ram0 256M
+
+step "deny by default"
+expect_failure "an export without hosts" "no host could connect" forebay export ram0
+line=$(export_bdev ram0 --any-host)
+
+step "discovery"
+log=$(nvme discover -t rdma -a "$HOST_IP" -s 4420 -o json)
+expect_json "the subsystem" "$log" '[.records[] | select(.subtype == "nvme subsystem")][0].subnqn' "$NQN"
+expect_json "its address" "$log" '[.records[] | select(.subtype == "nvme subsystem")][0].traddr' "$HOST_IP"
+
+step "attach"
+# A slow machine must not look like a dead one.
+device=$(connect_line "$line" -k 60)
+say "attached as $device"
+controller=/dev/$(ns_controllers "$NQN")
+expect_json "id-ctrl" "$(nvme id-ctrl "$controller" -o json)" '.subnqn' "$NQN"
+expect_json "id-ns" "$(nvme id-ns "$device" -o json)" '.nsze' 65536
+
+step "verified data"
+fio_verify "$device" --bsrange=4k-1m --size=64m
+fio_verify "$device" --bs=4k --iodepth=32 --numjobs=1 --size=32m
+
+step "a file system"
+check "mkfs" mkfs.ext4 -q "$device"
+mkdir -p /mnt/a
+check "mount" mount "$device" /mnt/a
+check "write" cp -r /usr/share/doc /mnt/a/
+check "umount" umount /mnt/a
+check "fsck" e2fsck -fn "$device"
+
+step "detach"
+detach "$NQN"
+target_stop

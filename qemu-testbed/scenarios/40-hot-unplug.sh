@@ -1,0 +1,37 @@
+# testbed: ssds=2 hotplug=1 mark=ci timeout=300
+# An SSD is unplugged in order, under load: its namespace fails, the other one goes on, the daemon
+# lives, and the SSD's end is clean.
+
+target_start --cores 1 --listen "$HOST_IP:4420" --memory 192
+for ssd in 0 1; do
+    check "bind SSD $ssd" forebay device bind "$(ssd_bdf "$ssd")"
+done
+going=$(connect_line "$(export_bdev ssd0n1 --any-host)" -k 60)
+staying=$(connect_line "$(export_bdev ssd1n1 --any-host)" -k 60)
+
+step "load on both"
+fio --name=going --filename="$going" --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=8 \
+    --time_based --runtime=60 --output="$RESULTS/going.txt" &
+going_pid=$!
+fio --name=staying --filename="$staying" --ioengine=libaio --direct=1 --rw=randwrite --bs=4k \
+    --iodepth=8 --time_based --runtime=25 --verify=crc32c --verify_fatal=1 --size=16m \
+    --output="$RESULTS/staying.txt" &
+staying_pid=$!
+sleep 3
+
+step "unplugged"
+host_do qmp '{"execute": "device_del", "arguments": {"id": "ssd0"}}'
+gone() { ! ls /sys/bus/pci/devices/0000:00:10.0/0000:*:00.0 2>/dev/null; }
+wait_for 40 "the SSD is gone" gone
+dmesg_allow 'I/O error|I/O Cmd|Buffer I/O|pciehp|Slot\(|no usable path|vfio'
+if wait "$going_pid"; then fail "I/O to what is gone succeeded"; fi
+say "ok: I/O to what is gone fails"
+
+step "the other goes on"
+check "verified load on the other SSD" wait "$staying_pid"
+fio_verify "$staying" --size=8m
+expect_json "exports are kept" "$(forebay exports --json)" 'length' 2
+expect_json "the SSD is closed" "$(forebay device list --json)" '[.[] | select(.open)] | length' 1
+check "the log says why" grep -q "the SSD is lost" "$RESULTS/target.log"
+nvme disconnect-all
+target_stop

@@ -1,0 +1,60 @@
+# testbed: ssds=1 mark=long timeout=900
+# The same null namespace, exported by Forebay and by the kernel's nvmet-rdma over the same soft-RoCE
+# link in the same boot, in alternating runs of fio on the kernel's initiator. No aim is checked:
+# machines are shared, and what counts is the ratio.
+
+ROUNDS=3
+RUNTIME=4
+
+target_start --cores 1 --listen "$HOST_IP:4420" --memory 192
+forebay bdev create null null0 1G --block-size 4096
+ours=$(connect_line "$(export_bdev null0 --any-host)" -k 60)
+
+modprobe null_blk nr_devices=0
+config=/sys/kernel/config/nullb/bench
+mkdir "$config"
+echo 1024 >"$config/size"
+echo 4096 >"$config/blocksize"
+echo 0 >"$config/memory_backed"
+echo 0 >"$config/irqmode"
+echo 1 >"$config/power"
+kernel_nqn=nqn.2026-11.io.forebay.bench:kernel
+nvmet_listen 4421
+nvmet_export "$kernel_nqn" /dev/bench
+nvme connect -t rdma -a "$HOST_IP" -s 4421 -n "$kernel_nqn" -k 60 >&2
+wait_for 10 "the kernel's namespace is there" ns_device "$kernel_nqn" 1 >/dev/null
+theirs=$(ns_device "$kernel_nqn" 1)
+
+busy() { forebay stats --json | jq '[.cores[] | .busy_ns, .ios]' -c; }
+median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+row() {
+    local name=$1 round before after line
+    shift
+    : >"/tmp/$name.ours"
+    : >"/tmp/$name.theirs"
+    before=$(busy)
+    for ((round = 0; round < ROUNDS; round++)); do
+        fio_rate "$name-ours" "$ours" --runtime=$RUNTIME "$@" >>"/tmp/$name.ours"
+        fio_rate "$name-theirs" "$theirs" --runtime=$RUNTIME "$@" >>"/tmp/$name.theirs"
+    done
+    after=$(busy)
+    line=$(jq -rn --argjson a "$before" --argjson b "$after" \
+        --argjson ours "$(median <"/tmp/$name.ours")" \
+        --argjson theirs "$(median <"/tmp/$name.theirs")" \
+        '"\($ours) \($theirs) \(($ours / $theirs * 100 | round) / 100) \((($b[0] - $a[0]) / (1 + $b[1] - $a[1])) | floor)"')
+    # shellcheck disable=SC2086 # four words
+    printf '%-26s %10s %10s %7s %12s\n' "$name" $line >>"$RESULTS/report"
+}
+
+step "alternating runs"
+printf '%-26s %10s %10s %7s %12s\n' "IOPS (median of $ROUNDS)" Forebay nvmet ratio "busy ns/I/O" >"$RESULTS/report"
+row randread-4k-qd1 --rw=randread --bs=4k --iodepth=1
+row randread-4k-qd32 --rw=randread --bs=4k --iodepth=32
+row randread-4k-4xqd32 --rw=randread --bs=4k --iodepth=32 --numjobs=4
+row randwrite-4k-qd32 --rw=randwrite --bs=4k --iodepth=32
+row read-128k-qd8 --rw=read --bs=128k --iodepth=8
+say "$(<"$RESULTS/report")"
+nvme disconnect-all
+nvmet_clear
+target_stop
