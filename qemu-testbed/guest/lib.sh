@@ -99,6 +99,7 @@ dmesg_clean() {
 
 # host_do REQUEST...: has the runner outside do something; prints its answer. The requests:
 #   qmp JSON                       a QMP command
+#   replug SSD                     an unplugged SSD is plugged in again
 #   compare SSD FILE               FILE, in /results, with the first bytes of an SSD's backing file
 #   sha256 SSD OFFSET LENGTH       of a range (bytes) of an SSD's backing file
 #   blank                          every SSD's backing file reads zeroes

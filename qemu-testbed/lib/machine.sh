@@ -109,6 +109,16 @@ blank_ssds() {
     done
 }
 
+# replug_ssd N: plugs an SSD behind a root port in again, with the bytes it had (namespace 1).
+replug_ssd() {
+    [[ $1 == [0-7] ]] || return
+    local file=$boot_dir/ssd$1-1.img node=replugged$1
+    qmp '{"execute": "blockdev-add", "arguments": {"node-name": "'"$node"'", "driver": "raw",
+        "file": {"driver": "file", "filename": "'"$file"'"}}}' || return
+    qmp '{"execute": "device_add", "arguments": {"driver": "nvme", "id": "ssd'"$1"'",
+        "serial": "ssd'"$1"'", "bus": "port'"$1"'", "drive": "'"$node"'"}}'
+}
+
 # serve REQUEST: does what guest/lib.sh's host_do asks for.
 serve() {
     local verb argument
@@ -116,6 +126,7 @@ serve() {
     case $verb in
         qmp) qmp "$argument" ;;
         blank) blank_ssds ;;
+        replug) replug_ssd "$argument" ;;
         compare) compare_with_ssd "$argument" ;;
         sha256) sha256_of_range "$argument" ;;
         *) echo "no such request: $verb"; return 1 ;;

@@ -14,8 +14,8 @@ use anyhow::{Context, Result, ensure};
 use dma::{Arena, DmaSpan};
 use nvme::{Command, Config, Health, IoQueuePair, NvmeDevice, Op};
 use nvme_spec::status::Status;
+use vfio::Device;
 use vfio::pci::{Bdf, System};
-use vfio::{Container, Device};
 
 const DEPTH: u32 = 32;
 const WAIT: Duration = Duration::from_secs(60);
@@ -40,9 +40,8 @@ fn main() -> Result<()> {
         system.bind(bdf, false)?;
     }
     let arena = Arena::hugepages(16 << 20)?;
-    let container = Container::new(arena)?;
-    let mut first = Held::new(&container, bdfs[0])?;
-    let mut second = Held::new(&container, bdfs[1])?;
+    let mut first = Held::new(arena, bdfs[0])?;
+    let mut second = Held::new(arena, bdfs[1])?;
     println!("hold: reading");
 
     let limit = Instant::now() + WAIT;
@@ -65,7 +64,6 @@ fn main() -> Result<()> {
     second.stop.store(true, Ordering::Relaxed);
     ensure!(second.reader.join().is_ok_and(|ended| ended.is_none()), "the other SSD had an error");
     second.device.close();
-    drop(container);
     system.release(bdfs[1])?;
     println!("nvme_hold: ok");
     Ok(())
@@ -79,11 +77,11 @@ fn poll(held: &mut [&mut Held]) {
 }
 
 impl Held {
-    fn new(container: &Container, bdf: Bdf) -> Result<Self> {
-        let pci = Arc::new(container.open(bdf)?);
-        let device = NvmeDevice::bring_up(pci, container.arena(), Config::default())?;
+    fn new(arena: &'static Arena, bdf: Bdf) -> Result<Self> {
+        let pci = Arc::new(Device::open(bdf, arena)?);
+        let device = NvmeDevice::bring_up(pci, arena, Config::default())?;
         let pair = device.queues().take(device.namespaces()).context("no queue pair")?;
-        let data = container.arena().carve(4096, 4096)?;
+        let data = arena.carve(4096, 4096)?;
         let reads = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let (count, asked) = (Arc::clone(&reads), Arc::clone(&stop));

@@ -14,8 +14,8 @@ use dma::{Arena, DmaSpan};
 use nvme::{Command, Completion, Config, Health, IoQueuePair, Namespace, NvmeDevice, Op};
 use nvme_spec::nvm::DsmRange;
 use nvme_spec::status::Status;
+use vfio::Device;
 use vfio::pci::{Bdf, System};
-use vfio::{Container, Device};
 
 const ARENA_BYTES: usize = 160 << 20;
 const DEPTH: u32 = 32;
@@ -40,8 +40,7 @@ fn main() -> Result<()> {
 
 fn verify(bdf: Bdf) -> Result<()> {
     let arena = Arena::hugepages(ARENA_BYTES)?;
-    let container = Container::new(arena)?;
-    let pci = Arc::new(container.open(bdf)?);
+    let pci = Arc::new(Device::open(bdf, arena)?);
     let config = Config { cores: 2, ..Config::default() };
     let mut device = NvmeDevice::bring_up(pci, arena, config)?;
     println!("identity {:?}", device.identity());
@@ -66,7 +65,7 @@ fn verify(bdf: Bdf) -> Result<()> {
         ensure!(stats.stale == 0, "stale completions");
     }
     device.close();
-    reopened(&container, bdf)
+    reopened(arena, bdf)
 }
 
 /// One queue pair on its part of the namespace.
@@ -183,13 +182,13 @@ impl Lane {
     }
 }
 
-/// The kernel unmapped the arena when the only device was closed: the container maps it again.
-fn reopened(container: &Container, bdf: Bdf) -> Result<()> {
-    let pci = Arc::new(container.open(bdf)?);
-    let device = NvmeDevice::bring_up(pci, container.arena(), Config::default())?;
+/// A device that was closed can be opened again.
+fn reopened(arena: &'static Arena, bdf: Bdf) -> Result<()> {
+    let pci = Arc::new(Device::open(bdf, arena)?);
+    let device = NvmeDevice::bring_up(pci, arena, Config::default())?;
     let namespace = *device.namespaces().first().context("no namespace after reopening")?;
     let pair = device.queues().take(&[namespace]).context("no queue pair left")?;
-    let mut lane = Lane::new(pair, container.arena(), namespace, 0)?;
+    let mut lane = Lane::new(pair, arena, namespace, 0)?;
     lane.sweep(4096, 100, 99)?;
     drop(lane);
     device.close();

@@ -15,6 +15,7 @@ use vfio_ioctls::VfioDevice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::error::VfioError;
+use crate::open::SysfsEntry;
 use crate::pci::Bdf;
 
 /// Registers, then the doorbells of the admin queue.
@@ -40,6 +41,8 @@ pub struct Device {
     request: Option<EventFd>,
     /// One writer at a time for configuration space, where changing a bit takes two accesses.
     inner: Mutex<VfioDevice>,
+    /// What `inner` reads when it is dropped: after it in this list, so that it is dropped later.
+    _entry: SysfsEntry,
 }
 
 // SAFETY: `bar` is only used for volatile accesses to device registers, which any thread may make.
@@ -59,6 +62,7 @@ impl Device {
         vendor: u16,
         device: u16,
         inner: VfioDevice,
+        entry: SysfsEntry,
     ) -> Result<Self, VfioError> {
         let bytes = inner.get_region_size(VFIO_PCI_BAR0_REGION_INDEX);
         let usable = usize::try_from(bytes).ok().and_then(NonZeroUsize::new);
@@ -86,6 +90,7 @@ impl Device {
             bar_bytes: length.get(),
             request,
             inner: Mutex::new(inner),
+            _entry: entry,
         };
         device.set_bus_master(false)?;
         Ok(device)

@@ -5,20 +5,19 @@
 //! one to `vfio-pci` ([`pci::System::bind`]) unless that could destroy something, and gives it back
 //! ([`pci::System::release`]).
 //!
-//! [`Container`] is the process's one IOMMU address space. It maps the DMA arena once, at the same
-//! I/O virtual address for every device, and opens [`Device`]s: mapped registers, bus mastering,
-//! function reset, and the kernel's request to let the device go.
+//! [`Device::open`] opens one: an IOMMU address space with the DMA arena in it, at the same I/O
+//! virtual address for every device; mapped registers, bus mastering, function reset, and the
+//! kernel's request to let the device go.
 //!
 //! What it does not do: interrupts (everything is polled), devices without an IOMMU, or anything
 //! that is particular to NVMe registers (crate `nvme`). Registers are ordered as x86-64 orders
 //! them: a register write follows every memory write before it.
 #![allow(unsafe_code)]
 
-mod container;
 mod device;
 mod error;
+mod open;
 pub mod pci;
 
-pub use container::Container;
 pub use device::Device;
 pub use error::VfioError;

@@ -14,7 +14,7 @@ use bdev::{Bdev, NvmeBdev};
 use nvme::{Config, NvmeDevice};
 use serde_json::{Value, json};
 use vfio::pci::{Bdf, Controller, System};
-use vfio::{Container, Device, VfioError};
+use vfio::{Device, VfioError};
 
 use super::Control;
 use super::exports::bdev_error;
@@ -23,8 +23,6 @@ use super::socket::Reply;
 /// The SSDs that are ours.
 #[derive(Default)]
 pub(super) struct Devices {
-    /// Made with the first device: a machine without SSDs of ours needs no IOMMU.
-    container: Option<Container>,
     open: BTreeMap<Bdf, OpenDevice>,
 }
 
@@ -123,12 +121,7 @@ impl Control {
     }
 
     fn open_device(&mut self, bdf: Bdf) -> Result<NvmeDevice<Device>, RpcError> {
-        if self.devices.container.is_none() {
-            self.devices.container = Some(Container::new(self.arena).map_err(vfio_error)?);
-        }
-        let container = self.devices.container.as_ref();
-        let container = container.ok_or_else(|| RpcError::new(ErrorCode::Internal, "container"))?;
-        let pci = Arc::new(container.open(bdf).map_err(vfio_error)?);
+        let pci = Arc::new(Device::open(bdf, self.arena).map_err(vfio_error)?);
         let config = Config { cores: self.cores.len() as u16, ..Config::default() };
         NvmeDevice::start(pci, self.arena, config, Instant::now())
             .map_err(|error| RpcError::new(ErrorCode::Failed, format!("{bdf}: {error}")))
