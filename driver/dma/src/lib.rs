@@ -2,9 +2,9 @@
 //!
 //! [`Arena`] is one run of hugepages, taken once and kept until the process ends. It is mapped once
 //! into each SSD's IOMMU address space, at a fixed I/O virtual address, and registered once with
-//! each RDMA device, so that an SSD reads into the very bytes that the NIC sends. That it never goes
-//! away is what makes everything above it simple: a device that writes late writes into memory that
-//! is still ours.
+//! each RDMA device, so that an SSD reads into the very bytes that the NIC sends. That it never
+//! goes away is what makes everything above it simple: a device that writes late writes into memory
+//! that is still ours.
 //!
 //! [`DmaSpan`] names a run of bytes in the arena by all the addresses it has. It is `Copy` and can
 //! only be made from an arena, so it always points at live memory. The CPU reaches the bytes by
