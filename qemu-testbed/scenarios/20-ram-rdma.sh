@@ -28,6 +28,14 @@ step "verified data"
 fio_verify "$device" --bsrange=4k-1m --size=64m
 fio_verify "$device" --bs=4k --iodepth=32 --numjobs=1 --size=32m
 
+step "full depth: every capsule finds a receive"
+# Two queues of 128. A receiver that is not ready is not only slow: rxe's initiator breaks its
+# connection when it repeats the registration of memory after one.
+fio_verify "$device" --bs=4k --iodepth=128 --numjobs=4 --size=4m --offset_increment=8m
+for counter in send_rnr_err rcvd_rnr_err; do
+    expect_eq "$counter" "$(cat "/sys/class/infiniband/rxe0/ports/1/hw_counters/$counter")" 0
+done
+
 step "a file system"
 check "mkfs" mkfs.ext4 -q "$device"
 mkdir -p /mnt/a

@@ -147,7 +147,6 @@ impl Core {
                 }
                 Event::Sent(id) => {
                     let step = self.engine.handle_sent(id);
-                    carrier.rearm(id);
                     self.run(step);
                 }
                 Event::Broken(queue) => self.close_queue(queue),

@@ -6,17 +6,32 @@ use dma::{DmaBuffer, DmaSpan, Pool};
 use nvmf::engine::{QueueId, RequestId};
 use verbs::{RdmaQp, Sge, VerbsError};
 
+use crate::limits::IN_CAPSULE_BYTES;
 use crate::wr_id::{Kind, WrId};
-use crate::{CQE_BYTES, SQE_BYTES};
+use crate::{CQE_BYTES, Event, SQE_BYTES};
 
-/// The memory of one capsule slot.
-#[derive(Clone, Copy, Debug)]
+/// One capsule slot: its memory, and what is in it.
+#[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) connection: usize,
     pub(crate) capsule: DmaSpan,
     /// In-capsule data, on I/O queues.
     pub(crate) page: Option<DmaSpan>,
     pub(crate) response: DmaSpan,
+    /// Its response has not completed yet.
+    pub(crate) responds: bool,
+    /// Bytes of a capsule that arrived meanwhile.
+    pub(crate) early: Option<u32>,
+}
+
+impl Slot {
+    /// The capsule of `bytes`, at least those of a command, that is in the slot.
+    #[inline]
+    pub(crate) fn capsule_event(&self, id: RequestId, bytes: u32) -> Event {
+        let extra = (bytes - SQE_BYTES).min(IN_CAPSULE_BYTES);
+        let data = self.page.filter(|_| extra > 0).map(|page| page.subspan(0, extra));
+        Event::Capsule { id, sqe: self.capsule.read_obj(0), data }
+    }
 }
 
 #[derive(Debug)]
@@ -86,7 +101,7 @@ impl Connection {
         for (at, id) in (0u32..).zip(&self.ids) {
             let mut page = None;
             if in_capsule {
-                let Some(buffer) = memory.alloc(crate::limits::IN_CAPSULE_BYTES) else {
+                let Some(buffer) = memory.alloc(IN_CAPSULE_BYTES) else {
                     return false;
                 };
                 page = Some(buffer.span());
@@ -98,6 +113,8 @@ impl Connection {
                 capsule: slot.subspan(0, SQE_BYTES),
                 page,
                 response: slot.subspan(SQE_BYTES, CQE_BYTES),
+                responds: false,
+                early: None,
             });
         }
         true
@@ -112,7 +129,7 @@ impl Connection {
 
     /// Queues a receive for a slot; `false` when the queue pair refuses.
     #[inline]
-    pub(crate) fn receive(&mut self, id: RequestId, slot: Slot) -> bool {
+    pub(crate) fn receive(&mut self, id: RequestId, slot: &Slot) -> bool {
         let wr_id = WrId::new(Kind::Receive, self.queue, id).to_bits();
         let Some(qp) = &mut self.qp else { return true };
         match slot.page {
@@ -143,7 +160,7 @@ impl Connection {
     #[inline]
     pub(crate) fn send_held_response(&mut self, slots: &[Option<Slot>], signaled: bool) -> bool {
         let Some((id, invalidate)) = self.held_response.take() else { return true };
-        let (Some(qp), Some(slot)) = (&mut self.qp, slots[id.0 as usize]) else { return true };
+        let (Some(qp), Some(slot)) = (&mut self.qp, &slots[id.0 as usize]) else { return true };
         self.sent.push_back(id);
         let wr_id = WrId::new(Kind::Send, self.queue, id).to_bits();
         let inline = qp.limits().max_inline_bytes >= CQE_BYTES;

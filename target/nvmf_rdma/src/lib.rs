@@ -10,6 +10,11 @@
 //! connection lives: the work request id carries the request's number, and the generation of its
 //! queue, so that a completion of an earlier connection is recognized and dropped.
 //!
+//! A host may send its next command as soon as a response has arrived there, before that response
+//! has completed here. So the slot's next receive is posted before its response, and a host that
+//! keeps to its queue's size always finds one. A capsule that comes into a slot whose response has
+//! not completed is early: it waits there until its request is free.
+//!
 //! What it does not do: connection management (the control half listens, accepts and destroys),
 //! shared receive queues (docs/decisions/0004), more than one keyed SGL descriptor per command.
 #![forbid(unsafe_code)]
@@ -29,7 +34,7 @@ use verbs::{Completion, Cq, RdmaQp, VerbsError, WcStatus};
 pub use crate::connect_request::{ConnectRequest, ConnectRequestError};
 
 use crate::connection::{Connection, Slot};
-use crate::limits::{IN_CAPSULE_BYTES, MAX_EVENTS_PER_TURN, POLL_BATCH};
+use crate::limits::{MAX_EVENTS_PER_TURN, POLL_BATCH};
 use crate::wr_id::{Kind, WrId};
 
 /// Bytes of a command capsule's command part.
@@ -51,7 +56,7 @@ pub enum Event {
     },
     /// The host's data is in the request's buffer, for [`Engine::handle_fetched`].
     Fetched(RequestId),
-    /// The response has left, for [`Engine::handle_sent`], then [`RdmaCarrier::rearm`].
+    /// The response has left, for [`Engine::handle_sent`].
     Sent(RequestId),
     /// The connection is broken: its queue has to be closed.
     Broken(QueueId),
@@ -62,6 +67,8 @@ pub enum Event {
 pub struct CarrierStats {
     /// Command capsules received.
     pub capsules: u64,
+    /// Of those, such as came before the slot's last response had completed.
+    pub early_capsules: u64,
     /// RDMA READs posted.
     pub reads: u64,
     /// RDMA WRITEs posted.
@@ -77,6 +84,7 @@ pub struct CarrierStats {
 impl std::ops::AddAssign for CarrierStats {
     fn add_assign(&mut self, other: Self) {
         self.capsules += other.capsules;
+        self.early_capsules += other.early_capsules;
         self.reads += other.reads;
         self.writes += other.writes;
         self.responses += other.responses;
@@ -106,6 +114,8 @@ pub struct RdmaCarrier {
     events_left: usize,
     /// A connection whose responses up to this one have completed; they are reported one by one.
     sent_up_to: Option<(usize, RequestId)>,
+    /// Its request has just become free, and its slot holds a capsule that was early.
+    due: Option<RequestId>,
     /// Connections with work requests to post.
     touched: Vec<usize>,
     broken: VecDeque<QueueId>,
@@ -142,6 +152,7 @@ impl RdmaCarrier {
             batch_next: 0,
             events_left: 0,
             sent_up_to: None,
+            due: None,
             touched: Vec::with_capacity(config.connections),
             broken: VecDeque::with_capacity(config.connections),
             stats: CarrierStats::default(),
@@ -161,7 +172,7 @@ impl RdmaCarrier {
             if let Some(queue) = self.broken.pop_front() {
                 return Some(Event::Broken(queue));
             }
-            if let Some(event) = self.next_sent() {
+            if let Some(event) = self.next_due().or_else(|| self.next_sent()) {
                 return Some(event);
             }
             if self.batch_next == self.batch_len {
@@ -191,7 +202,7 @@ impl RdmaCarrier {
     /// Brings the host's data into the request's buffer: an RDMA READ, now or, when as many are in
     /// flight as was negotiated, after one of those has ended.
     pub fn fetch(&mut self, engine: &Engine, id: RequestId) {
-        let Some((index, _)) = self.connection_of(id) else { return };
+        let Some(index) = self.connection_of(id) else { return };
         let Some(connection) = &mut self.connections[index] else { return };
         if connection.reads_in_flight >= connection.read_limit {
             connection.waiting_reads.push_back(id);
@@ -202,7 +213,7 @@ impl RdmaCarrier {
 
     /// After a READ has completed: starts the next that waits, if any.
     pub fn fetch_waiting(&mut self, engine: &Engine, completed: RequestId) {
-        let Some((index, _)) = self.connection_of(completed) else { return };
+        let Some(index) = self.connection_of(completed) else { return };
         let Some(connection) = &mut self.connections[index] else { return };
         if connection.reads_in_flight < connection.read_limit
             && let Some(id) = connection.waiting_reads.pop_front()
@@ -213,11 +224,15 @@ impl RdmaCarrier {
 
     /// Sends the request's data, if any, and its response.
     pub fn respond(&mut self, engine: &Engine, id: RequestId) {
-        let Some((index, slot)) = self.connection_of(id) else { return };
+        let Some(slot) = self.slots.get_mut(id.0 as usize).and_then(Option::as_mut) else { return };
+        let index = slot.connection;
         let Some(connection) = &mut self.connections[index] else { return };
         let request = engine.request(id);
         slot.response.write_obj(0, request.cqe());
-        let mut posted = connection.send_held_response(&self.slots, false);
+        slot.responds = true;
+        // Command and in-capsule data are done with.
+        let mut posted = connection.receive(id, slot);
+        posted = posted && connection.send_held_response(&self.slots, false);
         let mut invalidate = None;
         if let HostBuffer::Keyed { address, key, invalidate: wanted } = request.host() {
             invalidate = wanted.then_some(key);
@@ -229,17 +244,6 @@ impl RdmaCarrier {
         self.stats.responses += 1;
         connection.held_response = Some((id, invalidate));
         if !posted {
-            self.mark_broken(index);
-        }
-        self.touch(index);
-    }
-
-    /// The request's slot waits for the next capsule.
-    #[inline]
-    pub fn rearm(&mut self, id: RequestId) {
-        let Some((index, slot)) = self.connection_of(id) else { return };
-        let Some(connection) = &mut self.connections[index] else { return };
-        if !connection.receive(id, slot) {
             self.mark_broken(index);
         }
         self.touch(index);
@@ -286,7 +290,7 @@ impl RdmaCarrier {
         let mut connection = Connection::new(queue, key, qp, params.read_limit, ids);
         if connection.allocate(memory, &mut self.slots, params.in_capsule) {
             let posted = ids.iter().all(|&id| {
-                self.slots[id.0 as usize].is_some_and(|slot| connection.receive(id, slot))
+                self.slots[id.0 as usize].as_ref().is_some_and(|slot| connection.receive(id, slot))
             });
             if posted && connection.flush().is_ok() {
                 self.connections[queue.index()] = Some(connection);
@@ -337,17 +341,32 @@ impl RdmaCarrier {
         if id.is_none() || id == Some(last) {
             self.sent_up_to = None;
         }
-        id.map(Event::Sent)
+        let id = id?;
+        if let Some(Some(slot)) = self.slots.get_mut(id.0 as usize) {
+            slot.responds = false;
+            self.due = slot.early.is_some().then_some(id);
+        }
+        Some(Event::Sent(id))
+    }
+
+    /// The capsule that was waiting for the request that was last reported as sent.
+    #[inline]
+    fn next_due(&mut self) -> Option<Event> {
+        let id = self.due.take()?;
+        let slot = self.slots.get_mut(id.0 as usize)?.as_mut()?;
+        let bytes = slot.early.take()?;
+        Some(slot.capsule_event(id, bytes))
     }
 
     #[inline]
     fn handle_completion(&mut self, completion: &Completion) -> Option<Event> {
         let wr_id = WrId::from_bits(completion.wr_id());
         let id = wr_id.request();
-        let Some((index, slot)) = self.connection_of(id) else {
+        let Some(slot) = self.slots.get_mut(id.0 as usize).and_then(Option::as_mut) else {
             self.stats.stale += 1;
             return None;
         };
+        let index = slot.connection;
         let connection = self.connections[index].as_mut()?;
         if !wr_id.is_of(connection.queue) || connection.broken {
             self.stats.stale += 1;
@@ -364,15 +383,19 @@ impl RdmaCarrier {
         }
         match wr_id.kind() {
             Kind::Receive => {
-                let Some(extra) = completion.byte_len().checked_sub(SQE_BYTES) else {
+                let bytes = completion.byte_len();
+                if bytes < SQE_BYTES {
                     tracing::warn!(key = connection.key, "a capsule shorter than a command");
                     self.mark_broken(index);
                     return None;
-                };
+                }
                 self.stats.capsules += 1;
-                let data = slot.page.filter(|_| extra > 0);
-                let data = data.map(|page| page.subspan(0, extra.min(IN_CAPSULE_BYTES)));
-                Some(Event::Capsule { id, sqe: slot.capsule.read_obj(0), data })
+                if slot.responds {
+                    self.stats.early_capsules += 1;
+                    slot.early = Some(bytes);
+                    return None;
+                }
+                Some(slot.capsule_event(id, bytes))
             }
             Kind::Read => {
                 connection.reads_in_flight -= 1;
@@ -414,9 +437,8 @@ impl RdmaCarrier {
         self.touch(index);
     }
 
-    fn connection_of(&self, id: RequestId) -> Option<(usize, Slot)> {
-        let slot = (*self.slots.get(id.0 as usize)?)?;
-        Some((slot.connection, slot))
+    fn connection_of(&self, id: RequestId) -> Option<usize> {
+        Some(self.slots.get(id.0 as usize)?.as_ref()?.connection)
     }
 
     fn touch(&mut self, index: usize) {

@@ -16,9 +16,9 @@ pub const POLL_BATCH: usize = 32;
 /// Completions handled per poll turn, so that a busy NIC does not starve the SSDs.
 pub const MAX_EVENTS_PER_TURN: usize = 256;
 
-/// Capsule slots beyond the queue's entries: a slot is free for the next capsule only when its
-/// response has completed here, while the host may send the next command as soon as the response
-/// has arrived there. A slot short costs a receiver-not-ready retry, nothing worse.
+/// Capsule slots beyond the queue's entries: a slot's request is free only when its response has
+/// completed here, while the host may send the next command as soon as the response has arrived
+/// there. With a slot to spare that command is served at once; otherwise it waits in its slot.
 pub const fn spare_slots(entries: u16) -> u32 {
     let quarter = entries as u32 / 4;
     if quarter < 4 { 4 } else { quarter }
