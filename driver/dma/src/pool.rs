@@ -56,6 +56,12 @@ const NONE: u32 = u32::MAX;
 const ORDERS: usize = (MAX_BLOCK_BYTES / MIN_BLOCK_BYTES).ilog2() as usize + 1;
 
 impl Pool {
+    /// Bytes of the block that a buffer of `bytes` takes.
+    #[inline]
+    pub fn block_bytes(bytes: u32) -> usize {
+        (bytes as usize).next_power_of_two().max(MIN_BLOCK_BYTES)
+    }
+
     /// Carves `bytes` (rounded up to whole blocks of the largest size) for a pool whose largest
     /// buffer is `max_block` bytes, a power of two from 4 KiB to 4 MiB.
     ///

@@ -1,5 +1,6 @@
 //! A block device in a file, or a block device of the kernel.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
@@ -98,7 +99,7 @@ impl Bdev for FileBdev {
             geometry: self.geometry,
             slots: vec![None; FILE_DEPTH as usize],
             free: (0..FILE_DEPTH).collect(),
-            ended: Vec::with_capacity(FILE_DEPTH as usize),
+            ended: VecDeque::with_capacity(FILE_DEPTH as usize),
             comparing: false,
             scratch,
         }))
@@ -118,7 +119,7 @@ struct FileChannel {
     slots: Vec<Option<Running>>,
     free: Vec<u32>,
     /// Completions not handed out yet. Each keeps its slot until then, which bounds the list.
-    ended: Vec<(u32, Completion)>,
+    ended: VecDeque<(u32, Completion)>,
     /// One Compare at a time has the scratch memory.
     comparing: bool,
     scratch: Scratch,
@@ -280,7 +281,7 @@ impl FileChannel {
             self.comparing = false;
         }
         self.slots[slot as usize] = None;
-        self.ended.push((slot, Completion { tag: io.tag, status }));
+        self.ended.push_back((slot, Completion { tag: io.tag, status }));
     }
 }
 
@@ -307,7 +308,7 @@ impl Channel for FileChannel {
 
     fn poll(&mut self, _now: Instant, done: &mut Completions) {
         // First what is complete, so that what follows from it goes out with the same call.
-        while self.ended.len() < self.ended.capacity()
+        while self.ended.len() < FILE_DEPTH as usize
             && let Some((tag, result)) = self.ring.reap()
         {
             let slot = tag as u32;
@@ -319,7 +320,7 @@ impl Channel for FileChannel {
         }
         self.ring.submit();
         while done.room() > 0
-            && let Some((slot, completion)) = self.ended.pop()
+            && let Some((slot, completion)) = self.ended.pop_front()
         {
             self.free.push(slot);
             done.push(completion);

@@ -22,6 +22,7 @@ mod range;
 mod registry;
 mod scratch;
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use dma::DmaSpan;
@@ -167,32 +168,34 @@ pub struct Busy;
 /// A fixed-size list that channels complete into.
 #[derive(Debug)]
 pub struct Completions {
-    list: Vec<Completion>,
+    list: VecDeque<Completion>,
+    capacity: usize,
 }
 
 impl Completions {
     /// A list with room for `capacity` completions, at least one.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { list: Vec::with_capacity(capacity.max(1)) }
+        let capacity = capacity.max(1);
+        Self { list: VecDeque::with_capacity(capacity), capacity }
     }
 
     /// How many more fit.
     #[inline]
     pub fn room(&self) -> usize {
-        self.list.capacity() - self.list.len()
+        self.capacity - self.list.len()
     }
 
     /// Appends one. The caller has checked [`Completions::room`]; without room it asserts.
     #[inline]
     pub fn push(&mut self, completion: Completion) {
         assert!(self.room() > 0, "completions beyond their room");
-        self.list.push(completion);
+        self.list.push_back(completion);
     }
 
-    /// Takes one out, in no particular order.
+    /// Takes the oldest out.
     #[inline]
     pub fn pop(&mut self) -> Option<Completion> {
-        self.list.pop()
+        self.list.pop_front()
     }
 }
 

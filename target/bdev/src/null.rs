@@ -1,5 +1,6 @@
 //! A block device that stores nothing, to measure everything above it.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use nvme_spec::status::Status;
@@ -54,7 +55,7 @@ impl Bdev for NullBdev {
     }
 
     fn open_channel(&self, _core: usize) -> Result<Box<dyn Channel>, BdevError> {
-        Ok(Box::new(NullChannel { geometry: self.geometry, done: Vec::with_capacity(DEPTH) }))
+        Ok(Box::new(NullChannel { geometry: self.geometry, done: VecDeque::with_capacity(DEPTH) }))
     }
 }
 
@@ -63,7 +64,7 @@ const DEPTH: usize = 1024;
 
 struct NullChannel {
     geometry: Geometry,
-    done: Vec<Completion>,
+    done: VecDeque<Completion>,
 }
 
 impl Channel for NullChannel {
@@ -80,14 +81,14 @@ impl Channel for NullChannel {
             Ok(_) => Status::SUCCESS,
             Err(status) => status,
         };
-        self.done.push(Completion { tag: io.tag, status });
+        self.done.push_back(Completion { tag: io.tag, status });
         Ok(())
     }
 
     #[inline]
     fn poll(&mut self, _now: Instant, done: &mut Completions) {
         while done.room() > 0
-            && let Some(completion) = self.done.pop()
+            && let Some(completion) = self.done.pop_front()
         {
             done.push(completion);
         }

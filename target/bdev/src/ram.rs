@@ -1,5 +1,6 @@
 //! A block device in memory.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -68,7 +69,7 @@ impl Bdev for RamBdev {
         Ok(Box::new(RamChannel {
             geometry: self.geometry,
             region: Arc::clone(&self.region),
-            done: Vec::with_capacity(DEPTH),
+            done: VecDeque::with_capacity(DEPTH),
             copied_bytes: 0,
         }))
     }
@@ -80,7 +81,7 @@ const DEPTH: usize = 1024;
 struct RamChannel {
     geometry: Geometry,
     region: Arc<Region>,
-    done: Vec<Completion>,
+    done: VecDeque<Completion>,
     copied_bytes: u64,
 }
 
@@ -122,14 +123,14 @@ impl Channel for RamChannel {
             return Err(Busy);
         }
         let status = self.execute(&io).err().unwrap_or(Status::SUCCESS);
-        self.done.push(Completion { tag: io.tag, status });
+        self.done.push_back(Completion { tag: io.tag, status });
         Ok(())
     }
 
     #[inline]
     fn poll(&mut self, _now: Instant, done: &mut Completions) {
         while done.room() > 0
-            && let Some(completion) = self.done.pop()
+            && let Some(completion) = self.done.pop_front()
         {
             done.push(completion);
         }

@@ -11,7 +11,7 @@ use nvmf_rdma::{CarrierConfig, CarrierStats, Event, RdmaCarrier};
 use reactor::Worker;
 use verbs::Cq;
 
-use crate::limits::{COMPLETIONS_PER_POLL, MAX_RDMA_DEVICES};
+use crate::limits::{COMPLETIONS_PER_POLL, IDLE_CHANNEL_TURNS, MAX_RDMA_DEVICES};
 use crate::message::{
     ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, OpenQueue, PoolUse,
 };
@@ -33,6 +33,7 @@ pub(crate) struct Core {
     control: Arc<ControlRing>,
     /// Messages that found the ring to the control thread full; handed over at the next turn.
     outbox: VecDeque<ControlMessage>,
+    turn: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -70,6 +71,7 @@ impl Core {
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
             control,
             outbox: VecDeque::new(),
+            turn: 0,
         }
     }
 
@@ -157,8 +159,13 @@ impl Core {
 
     fn poll_channels(&mut self, now: Instant) -> usize {
         let mut work = 0;
+        self.turn = self.turn.wrapping_add(1);
+        let all = self.turn.is_multiple_of(IDLE_CHANNEL_TURNS);
         for index in 0..self.channels.len() {
             let Some(open) = &mut self.channels[index] else { continue };
+            if open.stats.in_flight == 0 && !all {
+                continue;
+            }
             open.channel.poll(now, &mut self.completions);
             while let Some(done) = self.completions.pop() {
                 work += 1;
@@ -174,19 +181,20 @@ impl Core {
         work
     }
 
-    /// Gives waiting requests their turn, each once.
+    /// Gives waiting requests their turn. Every step takes one out of its line for good, or finds
+    /// the line's channel busy for this turn.
     fn poll_waiting(&mut self) -> usize {
-        let mut work = 0;
-        for _ in 0..self.engine.waiting() {
-            let waiting = self.engine.waiting();
-            let step = self.engine.poll_step();
-            if matches!(step, Step::None) {
-                break;
-            }
-            self.run(step);
-            work += usize::from(self.engine.waiting() < waiting);
+        let before = self.engine.waiting();
+        if before == 0 {
+            return 0;
         }
-        work
+        self.engine.begin_turn();
+        loop {
+            match self.engine.poll_step() {
+                Step::None => break before.saturating_sub(self.engine.waiting()),
+                step => self.run(step),
+            }
+        }
     }
 
     fn open_queue(&mut self, open: OpenQueue) {

@@ -6,6 +6,9 @@ pub(crate) const MAX_RDMA_DEVICES: usize = 4;
 /// Completions taken from one channel per turn.
 pub(crate) const COMPLETIONS_PER_POLL: usize = 64;
 
+/// Turns after which a channel without I/O in flight is polled too: its device may be in recovery.
+pub(crate) const IDLE_CHANNEL_TURNS: u32 = 16;
+
 /// Requests in the slab of a core.
 pub(crate) const REQUESTS_PER_CORE: u32 = 16 * 1024;
 

@@ -50,7 +50,8 @@ fn main() -> anyhow::Result<()> {
     let arena = options.arena()?;
     let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
     let ring = ControlRing::new(cpus.len() * REQUESTS_PER_CORE as usize + MAX_CONNECTIONS, bell);
-    let cores = start_cores(&options, &cpus, arena, &ring)?;
+    let shares = Shares::new(arena, cpus.len())?;
+    let cores = start_cores(&options, &cpus, arena, &shares, &ring)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -66,8 +67,9 @@ fn main() -> anyhow::Result<()> {
             mdts_bytes: MAX_TRANSFER_BYTES,
             max_queue_entries: nvmf_rdma::limits::MAX_QUEUE_ENTRIES,
             in_capsule_bytes: nvmf_rdma::limits::IN_CAPSULE_BYTES,
+            io_queue_budget: shares.io_queues() * cores.len() as u32,
             // Hosts may still know CNTLIDs of an earlier run.
-            cntlid_seed: std::process::id() as u16,
+            cntlid_seed: uuid::Uuid::new_v4().as_u128() as u16,
             ..TargetConfig::default()
         });
         let parts = Parts { target, cores, ring, rdma, state, state_file, arena, log };
@@ -87,28 +89,49 @@ fn main() -> anyhow::Result<()> {
     })
 }
 
+/// What each core has of the arena.
+struct Shares {
+    /// For data.
+    data: usize,
+    /// For connections.
+    memory: usize,
+}
+
+impl Shares {
+    fn new(arena: &Arena, cores: usize) -> anyhow::Result<Self> {
+        // The rest is for the queues of SSDs, and for what rounding takes.
+        let share = arena.bytes_left() / cores / 8 * 7;
+        let block = MAX_TRANSFER_BYTES as usize;
+        let (data, memory) = (share / 4 * 3 / block * block, share / 4 / block * block);
+        anyhow::ensure!(
+            data >= MIN_DATA_BYTES && memory >= block,
+            "{} bytes of DMA memory are too few for {cores} cores; raise --memory",
+            arena.bytes(),
+        );
+        Ok(Self { data, memory })
+    }
+
+    /// I/O queues of the largest size that a core has memory for; a sixteenth is left for admin
+    /// queues.
+    fn io_queues(&self) -> u32 {
+        ((self.memory - self.memory / 16) / nvmf_rdma::limits::largest_queue_bytes()) as u32
+    }
+}
+
 /// Starts a reactor on each CPU, each with its share of the arena.
 fn start_cores(
     options: &Options,
     cpus: &[usize],
     arena: &'static Arena,
+    shares: &Shares,
     ring: &Arc<ControlRing>,
 ) -> anyhow::Result<Vec<Reactor<CoreMessage>>> {
-    // The rest is for the queues of SSDs, and for what rounding takes.
-    let share = arena.bytes_left() / cpus.len() / 8 * 7;
-    let (data, memory) = (share / 4 * 3, share / 4);
     let block = MAX_TRANSFER_BYTES as usize;
-    anyhow::ensure!(
-        data >= MIN_DATA_BYTES && memory >= block,
-        "{} bytes of DMA memory are too few for {} cores; raise --memory",
-        arena.bytes(),
-        cpus.len()
-    );
     let config =
         EngineConfig { requests: REQUESTS_PER_CORE, max_transfer_bytes: MAX_TRANSFER_BYTES };
     let start = |(core, &cpu): (usize, &usize)| {
-        let data = Pool::new(arena, data / block * block, block)?;
-        let memory = Pool::new(arena, memory / block * block, block)?;
+        let data = Pool::new(arena, shares.data, block)?;
+        let memory = Pool::new(arena, shares.memory, block)?;
         let ring = Arc::clone(ring);
         let name = format!("reactor-{core}");
         let make = move || Core::new(core, config, data, memory, ring);

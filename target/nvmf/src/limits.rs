@@ -21,6 +21,11 @@ const _: () = assert!(
 // The changed-namespace log can name every namespace.
 const _: () = assert!(MAX_NAMESPACES <= nvme_spec::log_page::CHANGED_NAMESPACES_MAX);
 
+/// Most bytes that a host sends with an admin or fabrics command.
+pub const MAX_CONTROL_DATA_BYTES: u32 = 4096;
+const _: () =
+    assert!(MAX_CONTROL_DATA_BYTES as usize >= size_of::<nvme_spec::fabrics::ConnectData>());
+
 /// Most hosts that a subsystem allows by name.
 pub const MAX_HOSTS_PER_SUBSYSTEM: usize = 1024;
 

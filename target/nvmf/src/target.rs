@@ -24,6 +24,9 @@ pub struct TargetConfig {
     pub mdts_bytes: u32,
     /// Most I/O queues that a controller grants, from 1.
     pub max_io_queues: u16,
+    /// I/O queues of full size that there is memory for, of all controllers together. A controller
+    /// is granted what the others have left of them, and one at least.
+    pub io_queue_budget: u32,
     /// Most entries of a queue, from 2 (CAP.MQES + 1).
     pub max_queue_entries: u16,
     /// Data that an I/O command capsule may carry, in bytes; a multiple of 16.
@@ -40,6 +43,7 @@ impl Default for TargetConfig {
         Self {
             mdts_bytes: 1 << 20,
             max_io_queues: 128,
+            io_queue_budget: MAX_QUEUES as u32,
             max_queue_entries: 128,
             in_capsule_bytes: 4096,
             cntlid_seed: 0,

@@ -89,9 +89,12 @@ impl Core {
                 let step = self.engine.handle_done(RequestId(done.tag), done.status);
                 self.run(step);
             }
-            for _ in 0..self.engine.waiting() {
-                let step = self.engine.poll_step();
-                self.run(step);
+            self.engine.begin_turn();
+            loop {
+                match self.engine.poll_step() {
+                    Step::None => break,
+                    step => self.run(step),
+                }
             }
         }
     }

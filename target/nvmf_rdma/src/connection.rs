@@ -50,7 +50,7 @@ pub(crate) struct Connection {
     pub(crate) touched: bool,
     pub(crate) broken: bool,
     /// Calls that posted sends and are in the carrier's counters already.
-    pub(crate) send_calls_counted: u64,
+    send_calls_counted: u64,
     qp: Option<RdmaQp>,
     ids: Vec<RequestId>,
     /// Capsules and responses of all slots.
@@ -172,9 +172,11 @@ impl Connection {
         self.qp.as_mut().map_or(Ok(()), RdmaQp::flush)
     }
 
-    /// Calls that posted sends so far.
-    pub(crate) fn send_calls(&self) -> u64 {
-        self.qp.as_ref().map_or(0, |qp| qp.counters().send_calls)
+    /// Calls that posted sends since this was last asked for.
+    pub(crate) fn new_send_calls(&mut self) -> u64 {
+        let Some(qp) = &self.qp else { return 0 };
+        let calls = qp.counters().send_calls;
+        calls - std::mem::replace(&mut self.send_calls_counted, calls)
     }
 
     pub(crate) fn take_qp(&mut self) -> Option<RdmaQp> {

@@ -257,11 +257,7 @@ impl RdmaCarrier {
             connection.touched = false;
             let held = connection.send_held_response(&self.slots, true);
             match connection.flush() {
-                Ok(()) if held => {
-                    let calls = connection.send_calls();
-                    self.stats.send_chains += calls - connection.send_calls_counted;
-                    connection.send_calls_counted = calls;
-                }
+                Ok(()) if held => self.stats.send_chains += connection.new_send_calls(),
                 Ok(()) => self.mark_broken(index),
                 Err(error) => {
                     tracing::warn!(key = connection.key, %error, "posting failed");
@@ -312,6 +308,7 @@ impl RdmaCarrier {
         if connection.queue != queue {
             return None;
         }
+        self.stats.send_chains += connection.new_send_calls();
         connection.take_qp().map(|qp| Detached { key: connection.key, qp })
     }
 

@@ -1,5 +1,7 @@
 //! What a connection takes, and what bounds it.
 
+use nvme_spec::command::{Cqe, Sqe};
+
 /// Bytes of data that a command capsule of an I/O queue may carry after the command: one memory
 /// page, so that it needs one PRP entry and a 4 KiB write takes no RDMA READ.
 pub const IN_CAPSULE_BYTES: u32 = 4096;
@@ -34,6 +36,13 @@ pub const fn slots(entries: u16) -> u32 {
 /// response follows only when the read has completed.
 pub const fn send_depth(entries: u16) -> u32 {
     2 * slots(entries)
+}
+
+/// Bytes that an I/O queue of the largest size takes of a core's memory for connections.
+pub const fn largest_queue_bytes() -> usize {
+    let slots = slots(MAX_QUEUE_ENTRIES) as usize;
+    let capsules = slots * (size_of::<Sqe>() + size_of::<Cqe>());
+    capsules.next_power_of_two() + slots * IN_CAPSULE_BYTES as usize
 }
 
 const _: () = assert!(IN_CAPSULE_BYTES as usize == dma::limits::MIN_BLOCK_BYTES);

@@ -166,7 +166,9 @@ impl<M> Shared<M> {
         let mut now = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             let mut work = 0;
+            // Looking is cheaper than taking, and mostly there is nothing.
             while work < MESSAGES_PER_TURN
+                && !self.inbox.is_empty()
                 && let Some(message) = self.inbox.pop()
             {
                 worker.handle_message(message);

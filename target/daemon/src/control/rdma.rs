@@ -245,12 +245,11 @@ impl Rdma {
         actions: &mut Vec<Action>,
     ) -> anyhow::Result<(usize, usize, RdmaQp, ConnParams)> {
         let index = self.open_device(id.device()?, actions)?;
-        let device = self.devices[index].as_mut().context("the device was just opened")?;
+        let device = self.devices[index].as_ref().context("the device was just opened")?;
         let params = ConnParams::answer(request, device.device.limits(), READ_DEPTH);
         anyhow::ensure!(params.initiator_depth > 0, "the host allows no RDMA READ");
-        // Queues of one controller go to different cores, and controllers start at different ones.
-        let spread = usize::from(wanted.qid.saturating_sub(1)) + usize::from(wanted.cntlid);
-        let core = spread % self.cores;
+        let core = least_loaded(self.cores, self.connections.values());
+        let device = self.devices[index].as_mut().context("the device was just opened")?;
         let limits = QpLimits {
             max_recv_wr: limits::slots(wanted.entries),
             max_send_wr: limits::send_depth(wanted.entries),
@@ -349,6 +348,15 @@ impl Rdma {
             self.devices[index] = None;
         }
     }
+}
+
+/// The core with the fewest slots taken: queues of one controller spread by themselves.
+fn least_loaded<'a>(cores: usize, connections: impl Iterator<Item = &'a Connection>) -> usize {
+    let mut load = vec![0; cores];
+    for connection in connections {
+        load[connection.core] += limits::slots(connection.entries);
+    }
+    (0..cores).min_by_key(|&core| load[core]).unwrap_or_default()
 }
 
 /// A connect request that is turned down.

@@ -67,7 +67,7 @@ impl Target {
     }
 
     pub(crate) fn set_features(&mut self, cntlid: u16, sqe: &Sqe) -> Outcome {
-        let most_queues = self.config.max_io_queues;
+        let most_queues = self.most_io_queues(cntlid);
         let controller = self.controllers.get(&cntlid).ok_or(Status::INTERNAL_ERROR)?;
         let (id, value) = (feature_id(sqe), sqe.cdw11.get());
         if !is_supported(id, controller, self.subsystem_of(controller.subsystem)) {
@@ -112,6 +112,17 @@ impl Target {
             _ => {}
         }
         Answer::done()
+    }
+
+    /// What a controller may be granted: a host that gets more than there is memory for fails to
+    /// connect its last queues, and gives up the controller.
+    fn most_io_queues(&self, cntlid: u16) -> u16 {
+        let others = self.controllers.values().filter(|other| other.cntlid != cntlid);
+        let taken = |other: &Controller| {
+            u32::from(other.features.io_queues.unwrap_or(0)).max(other.io_queues.len() as u32)
+        };
+        let left = self.config.io_queue_budget.saturating_sub(others.map(taken).sum());
+        u16::try_from(left).unwrap_or(u16::MAX).clamp(1, self.config.max_io_queues)
     }
 }
 

@@ -12,7 +12,7 @@ use nvme_spec::{fabrics, nvm, sgl};
 use super::EngineConfig;
 use super::request::{HostBuffer, Work};
 use super::slab::{Carrier, Queue, QueueRole};
-use crate::limits::{MAX_DSM_RANGES, MAX_NAMESPACES, MAX_SUBSYSTEMS};
+use crate::limits::{MAX_CONTROL_DATA_BYTES, MAX_DSM_RANGES, MAX_NAMESPACES, MAX_SUBSYSTEMS};
 
 /// A namespace as a core sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,13 @@ impl Namespaces {
             row.resize(column + 1, None);
         }
         row[column] = namespace;
+    }
+
+    /// How many there are, and one more than the highest channel number.
+    pub(super) fn channels(&self) -> (usize, usize) {
+        let all = self.subsystems.iter().flatten().flatten();
+        let highest = all.clone().map(|namespace| namespace.channel as usize + 1).max();
+        (all.count(), highest.unwrap_or_default())
     }
 
     #[inline]
@@ -121,6 +128,11 @@ pub(super) fn plan(
         return Err(Status::INVALID_FIELD.with_dnr());
     }
     let params = queue.params();
+    // Before Connect nothing else is served, so nothing else gets memory: a peer that nobody has
+    // let in could take all there is.
+    if params.role == QueueRole::Unbound && !is_connect(sqe) {
+        return Ok(Plan { work: Work::Control { takes_data: false }, transfer: NO_DATA });
+    }
     if params.role != QueueRole::Io || sqe.opcode() == opcode::FABRICS {
         return plan_control(sqe, queue.carrier(), config, capsule);
     }
@@ -133,6 +145,10 @@ pub(super) fn plan(
 /// Whether this is a Disconnect command.
 pub(super) fn is_disconnect(sqe: &Sqe) -> bool {
     sqe.opcode() == opcode::FABRICS && fabrics::fctype(sqe) == fabrics::fctype_of::DISCONNECT
+}
+
+fn is_connect(sqe: &Sqe) -> bool {
+    sqe.opcode() == opcode::FABRICS && fabrics::fctype(sqe) == fabrics::fctype_of::CONNECT
 }
 
 /// Admin and fabrics commands: the opcode says which way data goes, the SGL how much.
@@ -153,7 +169,9 @@ fn plan_control(
         }
         DataDirection::None | DataDirection::Both => NO_DATA,
     };
-    if transfer.length > config.max_transfer_bytes {
+    // Connect has the most data of what a host sends.
+    let most = if takes_data { MAX_CONTROL_DATA_BYTES } else { config.max_transfer_bytes };
+    if transfer.length > most {
         return Err(Status::INVALID_FIELD.with_dnr());
     }
     Ok(Plan { work: Work::Control { takes_data }, transfer })

@@ -18,18 +18,18 @@
 //! ```
 //!
 //! A request waits for one buffer at most and holds nothing else that another waits for, so
-//! waiting requests cannot deadlock; they are served in the order they came.
+//! waiting requests cannot deadlock. Those of one namespace are served in the order they came, and
+//! namespaces take turns (`lines`).
 //!
 //! A request whose queue has closed takes no further step that touches the host: whatever comes
 //! back for it only releases it. A queue is gone when its last request has been released.
 
 mod command;
+mod lines;
 mod request;
 mod slab;
 #[cfg(test)]
 mod tests;
-
-use std::collections::VecDeque;
 
 use bdev::Io;
 use dma::{DmaSpan, Pool};
@@ -41,6 +41,7 @@ pub use self::request::{HostBuffer, Request, RequestId};
 pub use self::slab::{Carrier, Closed, QueueId, QueueLoad, QueueParams, QueueRole};
 
 use self::command::Plan;
+use self::lines::{For, Lines};
 use self::request::{Buffer, State, Work};
 use self::slab::Slab;
 
@@ -97,10 +98,7 @@ pub struct Engine {
     slab: Slab,
     namespaces: Namespaces,
     pool: Pool,
-    /// Requests waiting for a buffer, oldest first; room for every request of the slab.
-    waiting: VecDeque<RequestId>,
-    /// Requests whose channel was busy, oldest first; room for every request of the slab.
-    busy: VecDeque<RequestId>,
+    lines: Lines,
     stats: EngineStats,
 }
 
@@ -108,14 +106,12 @@ impl Engine {
     /// An engine whose data buffers come from `pool`.
     pub fn new(config: EngineConfig, pool: Pool) -> Self {
         assert!(config.max_transfer_bytes <= pool.max_block_bytes(), "a transfer fits a buffer");
-        let requests = config.requests as usize;
         Self {
             config,
             slab: Slab::new(config.requests),
             namespaces: Namespaces::default(),
+            lines: Lines::new(pool.bytes()),
             pool,
-            waiting: VecDeque::with_capacity(requests),
-            busy: VecDeque::with_capacity(requests),
             stats: EngineStats::default(),
         }
     }
@@ -153,12 +149,15 @@ impl Engine {
         }
     }
 
-    /// The channel refused the I/O for the moment: it is offered again by [`Engine::poll_step`].
+    /// The channel refused the I/O for the moment: it is offered again by [`Engine::poll_step`] in
+    /// the next turn, and what came after it waits behind it.
     pub fn handle_busy(&mut self, id: RequestId) {
         if self.slab.state(id) == State::Execute {
             self.stats.channel_waits += 1;
             self.slab.set_state(id, State::WaitChannel);
-            self.busy.push_back(id);
+            let line = self.slab.request(id).work.line();
+            self.lines.set_busy(line);
+            self.lines.push_front(&mut self.slab, line, For::Channel, id);
         }
     }
 
@@ -210,28 +209,35 @@ impl Engine {
         }
     }
 
-    /// What can go on now that buffers were freed or channels have room. Called each turn until it
-    /// returns [`Step::None`], but at most [`Engine::waiting`] times: a request whose channel is
-    /// still busy goes to the end of its line, and each is to be offered once.
-    pub fn poll_step(&mut self) -> Step {
-        if let Some(&id) = self.waiting.front() {
-            let request = self.slab.request_mut(id);
-            if let Some(buffer) = self.pool.alloc(request.length) {
-                self.waiting.pop_front();
-                request.buffer = Buffer::Pool(buffer);
-                return self.begin(id);
-            }
-        }
-        match self.busy.pop_front() {
-            Some(id) => self.execute(id),
-            None => Step::None,
-        }
+    /// Begins a turn: channels that were busy are offered again.
+    #[inline]
+    pub fn begin_turn(&mut self) {
+        self.lines.begin_turn();
     }
 
-    /// How many requests [`Engine::poll_step`] may find something for: the bound of its loop.
+    /// What can go on now that buffers were freed or channels have room. Called each turn until it
+    /// returns [`Step::None`], which it does when nobody waits, every channel that is waited for is
+    /// busy, and no buffer can be had.
+    pub fn poll_step(&mut self) -> Step {
+        while let Some(id) = self.next_for_buffer() {
+            match self.begin(id) {
+                // From one line to the next: its channel is busy.
+                Step::None => {}
+                step => return step,
+            }
+        }
+        let Some((line, id)) = self.lines.next(For::Channel, |_, _, _| true) else {
+            return Step::None;
+        };
+        self.lines.pass(For::Channel);
+        self.lines.remove(&mut self.slab, line, For::Channel, id);
+        self.submit(id)
+    }
+
+    /// How many requests wait for a buffer or a channel.
     #[inline]
     pub fn waiting(&self) -> usize {
-        self.waiting.len() + self.busy.len()
+        self.lines.waiting()
     }
 
     /// Ends a command early if it still waits here: it is answered with Command Abort Requested.
@@ -304,6 +310,8 @@ impl Engine {
     /// Adds, changes or removes a namespace of a subsystem on this core.
     pub fn set_namespace(&mut self, subsystem: u32, nsid: u32, namespace: Option<Namespace>) {
         self.namespaces.set(subsystem, nsid, namespace);
+        let (count, highest) = self.namespaces.channels();
+        self.lines.set_channels(count, highest);
     }
 
     /// Counters so far.
@@ -322,18 +330,48 @@ impl Engine {
     }
 
     fn acquire_buffer(&mut self, id: RequestId) -> Step {
-        let length = self.slab.request(id).length;
-        // First come, first served: a later request must not overtake those that wait.
-        if self.waiting.is_empty()
-            && let Some(buffer) = self.pool.alloc(length)
-        {
-            self.slab.request_mut(id).buffer = Buffer::Pool(buffer);
+        let line = self.slab.request(id).work.line();
+        // A later request must not overtake those that wait.
+        if self.lines.is_free(line, For::Buffer) && self.give_buffer(line, id) {
             return self.begin(id);
         }
         self.stats.buffer_waits += 1;
         self.slab.set_state(id, State::WaitBuffer);
-        self.waiting.push_back(id);
+        self.lines.push_back(&mut self.slab, line, For::Buffer, id);
         Step::None
+    }
+
+    /// The next request that waits for a buffer, which it has when this returns.
+    fn next_for_buffer(&mut self) -> Option<RequestId> {
+        let free = self.pool.free_bytes();
+        let slab = &self.slab;
+        let may = |lines: &Lines, line: usize, id: RequestId| {
+            lines.may_have(line, Pool::block_bytes(slab.request(id).length), free)
+        };
+        let (line, id) = self.lines.next(For::Buffer, may)?;
+        // Without a run that is long enough it stays the next.
+        if !self.give_buffer(line, id) {
+            return None;
+        }
+        self.lines.pass(For::Buffer);
+        self.lines.remove(&mut self.slab, line, For::Buffer, id);
+        Some(id)
+    }
+
+    /// Gives a request its buffer, if its line may have one and there is one.
+    #[inline]
+    fn give_buffer(&mut self, line: usize, id: RequestId) -> bool {
+        let request = self.slab.request_mut(id);
+        let bytes = Pool::block_bytes(request.length);
+        if !self.lines.may_have(line, bytes, self.pool.free_bytes()) {
+            return false;
+        }
+        let buffer = self.pool.alloc(request.length);
+        self.lines.set_starved(buffer.is_none());
+        let Some(buffer) = buffer else { return false };
+        self.lines.hold(line, bytes);
+        request.buffer = Buffer::Pool(buffer);
+        true
     }
 
     /// The request has all the memory it needs: data comes in first where the host sends some.
@@ -352,10 +390,23 @@ impl Engine {
     /// The data, if any, is in our memory, where the host cannot change it any more.
     fn execute(&mut self, id: RequestId) -> Step {
         let request = self.slab.request(id);
-        let Work::Io { nsid, channel, io } = request.work else {
+        let Work::Io { .. } = request.work else {
             self.slab.set_state(id, State::Control);
             return Step::Control(id);
         };
+        let line = request.work.line();
+        if !self.lines.is_free(line, For::Channel) {
+            self.slab.set_state(id, State::WaitChannel);
+            self.lines.push_back(&mut self.slab, line, For::Channel, id);
+            return Step::None;
+        }
+        self.submit(id)
+    }
+
+    /// Hands an I/O to its channel.
+    fn submit(&mut self, id: RequestId) -> Step {
+        let request = self.slab.request(id);
+        let Work::Io { nsid, channel, io } = request.work else { return Step::None };
         let buffer = request.data();
         let subsystem = self.slab.subsystem_of(id);
         let checked = self.namespaces.recheck(subsystem, (nsid, channel), &io, buffer);
@@ -376,14 +427,22 @@ impl Engine {
         Step::Respond(id)
     }
 
-    /// Takes a request out of the lists of those that wait: rare, so a search will do.
+    /// Takes a request that waits out of its line.
     fn stop_waiting(&mut self, id: RequestId) {
-        self.waiting.retain(|&other| other != id);
-        self.busy.retain(|&other| other != id);
+        let line = self.slab.request(id).work.line();
+        let what = match self.slab.state(id) {
+            State::WaitBuffer => For::Buffer,
+            State::WaitChannel => For::Channel,
+            _ => return,
+        };
+        self.lines.remove(&mut self.slab, line, what, id);
     }
 
     fn release(&mut self, id: RequestId) -> Step {
-        if let Buffer::Pool(buffer) = self.slab.request_mut(id).take_buffer() {
+        let request = self.slab.request_mut(id);
+        let line = request.work.line();
+        if let Buffer::Pool(buffer) = request.take_buffer() {
+            self.lines.give_back(line, buffer.span().len() as usize);
             self.pool.free(buffer);
         }
         match self.slab.release(id) {

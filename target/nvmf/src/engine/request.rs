@@ -5,6 +5,8 @@ use dma::{DmaBuffer, DmaSpan};
 use nvme_spec::command::{Cqe, Sqe};
 use zerocopy::FromZeros;
 
+use super::lines;
+
 /// Names a request in its core's slab. It rides in the verbs work request id and in the tag of the
 /// block device, so that whatever completes finds its request by one index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,15 @@ pub(super) enum Work {
 }
 
 impl Work {
+    /// The line where it waits.
+    #[inline]
+    pub(super) fn line(self) -> usize {
+        match self {
+            Work::Io { channel, .. } => channel as usize + 1,
+            Work::Control { .. } => lines::CONTROL,
+        }
+    }
+
     /// Data goes from the host to us.
     #[inline]
     pub(super) fn takes_host_data(self) -> bool {
@@ -114,6 +125,9 @@ pub struct Request {
     pub(super) length: u32,
     /// Bytes of data that precede the response.
     pub(super) send_bytes: u32,
+    /// Neighbours in the line where it waits.
+    pub(super) prev: Option<RequestId>,
+    pub(super) next: Option<RequestId>,
 }
 
 impl Request {
@@ -128,6 +142,8 @@ impl Request {
             buffer: Buffer::None,
             length: 0,
             send_bytes: 0,
+            prev: None,
+            next: None,
         }
     }
 

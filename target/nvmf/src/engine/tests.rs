@@ -8,8 +8,9 @@ mod waiting;
 use bdev::{Geometry, Io};
 use dma::{Arena, DmaSpan, Pool};
 use nvme_spec::command::Sqe;
+use nvme_spec::fabrics::fctype_of;
 use nvme_spec::nvm::ReadWrite;
-use nvme_spec::opcode::nvm;
+use nvme_spec::opcode::{FABRICS, nvm};
 use nvme_spec::sgl::SglDescriptor;
 use nvme_spec::status::Status;
 
@@ -53,15 +54,15 @@ fn io_queue(sq_entries: u16) -> QueueParams {
 }
 
 impl World {
-    /// A keyed I/O queue of 32 slots, and buffers of 2 MiB together.
+    /// A keyed I/O queue of 32 slots, and buffers of 4 MiB together.
     fn new() -> Self {
         Self::with(Carrier::Keyed, io_queue(32))
     }
 
     fn with(carrier: Carrier, params: QueueParams) -> Self {
-        let arena = Arena::plain_pages(4 << 20).unwrap();
+        let arena = Arena::plain_pages(8 << 20).unwrap();
         let capsule = arena.carve(8192, 4096).unwrap();
-        let pool = Pool::new(arena, 2 << 20, MAX_TRANSFER as usize).unwrap();
+        let pool = Pool::new(arena, 4 << 20, MAX_TRANSFER as usize).unwrap();
         let config = EngineConfig { requests: REQUESTS, max_transfer_bytes: MAX_TRANSFER };
         let mut engine = Engine::new(config, pool);
         engine.set_namespace(SUBSYSTEM, 1, Some(namespace(CHANNEL, 512, BLOCKS)));
@@ -143,6 +144,22 @@ fn keyed(opcode: u8, slba: u64, block_count: u32) -> Sqe {
     let mut sqe = command(opcode, 1, sgl);
     ReadWrite::new(slba, block_count).set(&mut sqe);
     sqe
+}
+
+/// A read of namespace 2.
+fn read_of_second(block_count: u32) -> Sqe {
+    let mut sqe = command(nvm::READ, 2, keyed_sgl(block_count * 4096));
+    ReadWrite::new(0, block_count).set(&mut sqe);
+    sqe
+}
+
+fn keyed_sgl(bytes: u32) -> SglDescriptor {
+    SglDescriptor::keyed(0x7000, bytes, KEY, false)
+}
+
+/// Connect, with so much data.
+fn connect(bytes: u32) -> Sqe {
+    command(FABRICS, fctype_of::CONNECT.into(), keyed_sgl(bytes))
 }
 
 fn with_sgl(mut sqe: Sqe, sgl: SglDescriptor) -> Sqe {

@@ -5,7 +5,7 @@ use nvme_spec::identify::{IdentifyController, IdentifyNamespace, cns, descriptor
 use nvme_spec::opcode::admin;
 use nvme_spec::registers::{CAP, CC, Cap, Cc, VS};
 use nvme_spec::status::Status;
-use nvmf::QueueKind;
+use nvmf::{QueueKind, TargetConfig};
 use zerocopy::FromBytes;
 
 use crate::host::{ALICE, NQN, World, admin_connect, admin_sqe, geometry, namespace};
@@ -162,4 +162,25 @@ fn commands_that_are_not_there() {
     assert_eq!(property.status, Status::INVALID_OPCODE.with_dnr(), "admin queues only");
     let size = world.get_property(queue, CAP, false);
     assert_eq!(size.status, Status::INVALID_FIELD.with_dnr(), "CAP has 8 bytes");
+}
+
+/// A host that is granted more queues than there is memory for fails to connect the last of them.
+#[test]
+fn queues_are_granted_from_a_budget() {
+    let mut world = World::with(TargetConfig { io_queue_budget: 10, ..TargetConfig::default() });
+    let count = |world: &mut World, queue, wanted: u32| {
+        let dword = (wanted - 1) << 16 | (wanted - 1);
+        let id = fid::NUMBER_OF_QUEUES.into();
+        (world.admin(queue, admin::SET_FEATURES, id, dword).result as u32 & 0xFFFF) + 1
+    };
+    let (first, _) = world.bring_up(ALICE);
+    assert_eq!(count(&mut world, first, 8), 8);
+    let (second, _) = world.bring_up(ALICE);
+    assert_eq!(count(&mut world, second, 8), 2, "what is left");
+    let (third, _) = world.bring_up(ALICE);
+    assert_eq!(count(&mut world, third, 8), 1, "one at least");
+    world.target.handle_queue_lost(first);
+    world.target.handle_queue_closed(world.now, first);
+    let (fourth, _) = world.bring_up(ALICE);
+    assert_eq!(count(&mut world, fourth, 8), 7, "a controller that has gone gives back");
 }

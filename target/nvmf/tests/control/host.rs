@@ -105,7 +105,11 @@ pub fn io_connect(host: &str, cntlid: u16, qid: u16) -> ConnectFields {
 
 impl World {
     pub fn new() -> Self {
-        let mut target = Target::new(TargetConfig::default());
+        Self::with(TargetConfig::default())
+    }
+
+    pub fn with(config: TargetConfig) -> Self {
+        let mut target = Target::new(config);
         target.add_subsystem(subsystem(NQN, &[ALICE])).unwrap();
         target.add_namespace(NQN, namespace(1, Some(1))).unwrap();
         let listener =

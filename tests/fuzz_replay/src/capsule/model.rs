@@ -151,7 +151,9 @@ impl World {
     }
 
     pub(super) fn poll(&mut self) {
-        for _ in 0..self.engine.waiting() {
+        self.engine.begin_turn();
+        // Each is offered once at most: nobody is busy here.
+        for _ in 0..=self.engine.waiting() {
             let step = self.engine.poll_step();
             let Some(id) = request_of(&step) else {
                 assert!(matches!(step, Step::None));
@@ -248,6 +250,9 @@ impl World {
     fn after(&mut self, id: RequestId, was: bool, goes_on: bool, step: Step) {
         if !was {
             assert!(matches!(step, Step::None), "{step:?} out of nothing");
+        } else if goes_on && matches!(step, Step::None) {
+            // Its channel was busy for another one.
+            self.put(id, At::Waiting);
         } else if goes_on {
             self.follow(id, step);
         } else {

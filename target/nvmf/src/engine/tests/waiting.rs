@@ -4,22 +4,20 @@ use super::*;
 
 /// Runs [`Engine::poll_step`] as a core does, and returns what it gave.
 fn poll(world: &mut World) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for _ in 0..world.engine.waiting() {
-        match world.engine.poll_step() {
-            Step::None => break,
-            step => steps.push(step),
-        }
-    }
-    steps
+    world.engine.begin_turn();
+    let next = || match world.engine.poll_step() {
+        Step::None => None,
+        step => Some(step),
+    };
+    std::iter::from_fn(next).collect()
 }
 
 #[test]
 fn a_large_transfer_is_not_overtaken_by_small_ones() {
     let mut world = World::new();
-    let first = world.send(read(0, 2048));
+    let first = [world.send(read(0, 2048)), world.send(read(0, 2048))];
     let small = world.send(read(0, 8));
-    assert!(is_none(&world.send(read(0, 2048))), "no run of 1 MiB is left");
+    assert!(is_none(&world.send(read(0, 2048))), "one namespace may not have 1 MiB more");
     for _ in 0..3 {
         assert!(is_none(&world.send(read(0, 8))), "small ones line up behind the large one");
     }
@@ -28,8 +26,10 @@ fn a_large_transfer_is_not_overtaken_by_small_ones() {
     world.complete(small);
     let steps = poll(&mut world);
     let blocks: Vec<u32> = steps.iter().map(|step| submitted(step).1.block_count).collect();
-    assert_eq!(blocks, [2048], "the large one goes first, and takes all there is");
-    world.complete(first);
+    assert_eq!(blocks, [2048], "the large one goes first, and takes what there is");
+    first.into_iter().for_each(|step| {
+        world.complete(step);
+    });
     let rest = poll(&mut world);
     assert_eq!(rest.len(), 3);
     for step in steps.into_iter().chain(rest) {
@@ -41,8 +41,8 @@ fn a_large_transfer_is_not_overtaken_by_small_ones() {
 #[test]
 fn buffers_go_out_in_the_order_of_the_commands() {
     let mut world = World::new();
-    let mut running = vec![world.send(read(0, 2048)), world.send(read(1, 2048))];
-    for slba in 2..20 {
+    let mut running: Vec<Step> = (0..3).map(|slba| world.send(read(slba, 2048))).collect();
+    for slba in 3..20 {
         assert!(is_none(&world.send(read(slba, 2048))));
     }
     let mut order = Vec::new();
@@ -51,8 +51,7 @@ fn buffers_go_out_in_the_order_of_the_commands() {
         world.complete(step);
         running.splice(0..0, poll(&mut world));
     }
-    assert_eq!(order[0], 1);
-    order[1..].iter().zip([0].into_iter().chain(2..)).for_each(|(a, b)| assert_eq!(*a, b));
+    order.iter().zip([2, 1, 0].into_iter().chain(3..)).for_each(|(a, b)| assert_eq!(*a, b));
     assert_eq!(order.len(), 20);
     world.assert_idle();
 }
@@ -60,7 +59,7 @@ fn buffers_go_out_in_the_order_of_the_commands() {
 #[test]
 fn writes_wait_for_a_buffer_before_they_fetch() {
     let mut world = World::new();
-    let running = [world.send(read(0, 2048)), world.send(read(0, 2048))];
+    let running = [(); 3].map(|()| world.send(read(0, 2048)));
     assert!(is_none(&world.send(write(0, 8))));
     // In-capsule data needs no buffer.
     let step = world.send_with(with_sgl(write(0, 1), SglDescriptor::in_capsule(0, 512)), 512);
@@ -75,32 +74,97 @@ fn writes_wait_for_a_buffer_before_they_fetch() {
 }
 
 #[test]
-fn a_busy_channel_is_offered_each_once_per_turn_in_order() {
+fn a_busy_channel_is_offered_one_per_turn_and_keeps_the_order() {
     let mut world = World::new();
-    for slba in 0..4 {
-        let step = world.send(read(slba, 8));
-        world.engine.handle_busy(submitted(&step).0);
+    let first = world.send(read(0, 8));
+    world.engine.handle_busy(submitted(&first).0);
+    for slba in 1..4 {
+        assert!(is_none(&world.send(read(slba, 8))), "nobody overtakes who waits");
     }
     for _ in 0..3 {
-        let mut order = Vec::new();
-        for _ in 0..world.engine.waiting() {
-            let step = world.engine.poll_step();
-            let (id, io) = submitted(&step);
-            order.push(io.slba);
-            world.engine.handle_busy(id);
-        }
-        assert_eq!(order, [0, 1, 2, 3]);
+        world.engine.begin_turn();
+        let step = world.engine.poll_step();
+        let (id, io) = submitted(&step);
+        assert_eq!(io.slba, 0);
+        world.engine.handle_busy(id);
+        assert!(is_none(&world.engine.poll_step()), "the channel has said that it is busy");
     }
-    assert_eq!(world.engine.stats().channel_waits, 16);
-    for step in poll(&mut world) {
+    assert_eq!(world.engine.stats().channel_waits, 4);
+    let steps = poll(&mut world);
+    let order: Vec<u64> = steps.iter().map(|step| submitted(step).1.slba).collect();
+    assert_eq!(order, [0, 1, 2, 3]);
+    for step in steps {
         world.complete(step);
     }
     world.assert_idle();
 }
 
+/// Namespace 1 hangs: its commands hold buffers and do not end. Others go on.
+#[test]
+fn a_namespace_that_hangs_leaves_memory_for_the_others() {
+    let mut world = World::new();
+    let (mut hung, mut lined_up) = (Vec::new(), 0);
+    for _ in 0..12 {
+        match world.send(read(0, 2048)) {
+            Step::None => lined_up += 1,
+            step => hung.push(step),
+        }
+    }
+    assert_eq!((hung.len(), lined_up), (3, 9));
+    for _ in 0..8 {
+        let first = world.send(read_of_second(64));
+        let id = fetching(&world.send(connect(1024)));
+        assert!(matches!(world.engine.handle_fetched(id, true), Step::Control(_)));
+        let second = world.send(read_of_second(64));
+        world.complete(first);
+        world.complete(second);
+        let step = world.engine.handle_answer(id, 1, Status::SUCCESS, 0);
+        world.sent(step);
+    }
+    // When it comes back, those that waited are served as well.
+    while let Some(step) = hung.pop() {
+        world.complete(step);
+        hung.extend(poll(&mut world));
+    }
+    assert_eq!(world.engine.stats().ios, 12 + 16);
+    world.assert_idle();
+}
+
+/// Control commands hold no more than their share, however many there are.
+#[test]
+fn control_commands_leave_memory_for_io() {
+    let mut world = World::new();
+    let receive = command(FABRICS, fctype_of::AUTHENTICATION_RECEIVE.into(), keyed_sgl(512 << 10));
+    let taken = (0..20).filter(|_| !is_none(&world.send(receive))).count();
+    assert_eq!(taken, 2, "of 4 MiB a third");
+    let step = world.send(read(0, 2048));
+    world.complete(step);
+}
+
+/// A peer that has not connected gets no memory but for Connect.
+#[test]
+fn before_connect_only_connect_takes_memory() {
+    let mut world = World::new();
+    let (queue, ids) = world.engine.open_queue(Carrier::Keyed, 6).unwrap();
+    let mut send = |at: usize, sqe| world.engine.handle_capsule(ids[at], sqe, None);
+    let receive = command(FABRICS, fctype_of::AUTHENTICATION_RECEIVE.into(), keyed_sgl(4096));
+    for (at, sqe) in [write(0, 2048), read(0, 8), receive, command(0x7D, 2, keyed_sgl(4096))]
+        .into_iter()
+        .enumerate()
+    {
+        assert!(matches!(send(at, sqe), Step::Control(_)), "the control half refuses it");
+    }
+    assert!(matches!(send(4, connect(4100)), Step::Respond(_)), "more than Connect ever has");
+    let id = fetching(&send(5, connect(1024)));
+    assert_eq!(world.engine.pool().bytes() - world.engine.pool().free_bytes(), 4096);
+    assert_eq!(world.engine.request(id).data().unwrap().len(), 1024);
+    world.engine.close_queue(queue);
+}
+
 #[test]
 fn commands_that_wait_can_be_aborted() {
     let mut world = World::new();
+    let before = world.send(read(0, 2048));
     let first = world.send(with_cid(read(0, 2048), 1));
     let second = world.send(with_cid(read(0, 2048), 2));
     assert!(is_none(&world.send(with_cid(read(0, 8), 3))));
@@ -114,6 +178,7 @@ fn commands_that_wait_can_be_aborted() {
     }
     assert!(poll(&mut world).is_empty());
     world.complete(first);
+    world.complete(before);
     world.assert_idle();
 }
 
