@@ -77,9 +77,6 @@ pub enum TargetError {
     /// A geometry that NVMe cannot express.
     #[error("blocks of {block_bytes} bytes, {block_count} of them, cannot be a namespace")]
     InvalidGeometry { block_bytes: u32, block_count: u64 },
-    /// The host is not in the list.
-    #[error("host {host} is not allowed for {nqn}")]
-    UnknownHost { nqn: String, host: String },
     /// Two listeners cannot have one address.
     #[error("there is a {transport} listener at {addr} already", transport = listener.transport,
         addr = listener.addr)]
@@ -259,50 +256,37 @@ impl Target {
         Ok(())
     }
 
-    /// Lets a host see and connect to a subsystem. Allowing it twice is no error.
+    /// Says who may see and connect to a subsystem: these hosts, or every host. Hosts that may not
+    /// any more lose their controllers.
     ///
     /// # Errors
     /// A bad name, an unknown subsystem, or too many hosts.
-    pub fn allow_host(&mut self, nqn: &str, host: &str) -> Result<(), TargetError> {
-        check_nqn(host)?;
-        let subsystem = self.subsystem_mut(nqn)?;
-        if !subsystem.hosts.contains(host) && subsystem.hosts.len() >= MAX_HOSTS_PER_SUBSYSTEM {
+    pub fn set_access(
+        &mut self,
+        nqn: &str,
+        any_host: bool,
+        hosts: BTreeSet<String>,
+    ) -> Result<(), TargetError> {
+        hosts.iter().try_for_each(|host| check_nqn(host))?;
+        if hosts.len() > MAX_HOSTS_PER_SUBSYSTEM {
             return Err(too_many("hosts of a subsystem", MAX_HOSTS_PER_SUBSYSTEM));
         }
-        if subsystem.hosts.insert(host.to_owned()) {
-            self.discovery_changed();
-        }
-        Ok(())
-    }
-
-    /// Takes a host off the list, and closes its controllers unless every host is allowed.
-    ///
-    /// # Errors
-    /// Unknown subsystem, or the host was not in the list.
-    pub fn deny_host(&mut self, nqn: &str, host: &str) -> Result<(), TargetError> {
         let subsystem = self.subsystem_mut(nqn)?;
-        if !subsystem.hosts.remove(host) {
-            return Err(TargetError::UnknownHost { nqn: nqn.to_owned(), host: host.to_owned() });
-        }
         let id = subsystem.id;
-        self.end_denied(id);
-        self.discovery_changed();
-        Ok(())
-    }
-
-    /// Allows every host, or only those in the list again; then others lose their controllers.
-    ///
-    /// # Errors
-    /// Unknown subsystem.
-    pub fn set_any_host(&mut self, nqn: &str, any_host: bool) -> Result<(), TargetError> {
-        let subsystem = self.subsystem_mut(nqn)?;
-        let changed = std::mem::replace(&mut subsystem.any_host, any_host) != any_host;
-        let id = subsystem.id;
+        let changed = (subsystem.any_host, &subsystem.hosts) != (any_host, &hosts);
+        (subsystem.any_host, subsystem.hosts) = (any_host, hosts);
         if changed {
             self.end_denied(id);
             self.discovery_changed();
         }
         Ok(())
+    }
+
+    /// Closes every queue there is: the target is to end.
+    pub fn close_queues(&mut self) {
+        self.end_controllers(|_| true, "the target ends");
+        let left: Vec<QueueKey> = self.queues.keys().copied().collect();
+        left.into_iter().for_each(|key| self.close_queue(key));
     }
 
     /// Shows hosts in discovery that they can connect here.

@@ -212,9 +212,9 @@ impl World {
             0 => target.add_namespace(NQN, namespace(nsid)).map(drop),
             1 => target.remove_namespace(NQN, nsid),
             2 => target.resize_namespace(NQN, nsid, u64::from(number) * 8),
-            3 => target.deny_host(NQN, ALICE),
-            4 | 5 => target.allow_host(NQN, ALICE),
-            6 => target.set_any_host(NQN, number & 0x80 != 0),
+            3 => target.set_access(NQN, false, BTreeSet::new()),
+            4 | 5 => target.set_access(NQN, false, [ALICE.to_owned()].into()),
+            6 => target.set_access(NQN, number & 0x80 != 0, [ALICE.to_owned()].into()),
             _ => target.set_health(NQN, nvmf::HealthCounters::default()),
         };
     }

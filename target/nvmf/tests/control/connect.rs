@@ -5,7 +5,7 @@ use nvme_spec::registers::{CC, Cc};
 use nvme_spec::status::Status;
 
 use crate::host::{
-    ALICE, BOB, ConnectFields, NQN, World, admin_connect, admin_sqe, io_connect, subsystem,
+    ALICE, BOB, ConnectFields, NQN, World, admin_connect, admin_sqe, hosts, io_connect, subsystem,
 };
 
 const IN_DATA: u64 = 1 << 16;
@@ -78,7 +78,7 @@ impl World {
 #[test]
 fn io_connects_that_are_refused() {
     let mut world = World::new();
-    world.target.allow_host(NQN, BOB).unwrap();
+    world.target.set_access(NQN, false, hosts(&[ALICE, BOB])).unwrap();
     world.target.add_subsystem(subsystem("nqn.2026-11.io.forebay:two", &[ALICE])).unwrap();
     let (queue, early) = world.attempt(&admin_connect(ALICE));
     let cntlid = early.result as u16;
@@ -134,22 +134,22 @@ fn the_round_of_cntlids_begins_anew_at_one() {
 #[test]
 fn two_hosts_have_controllers_of_their_own() {
     let mut world = World::new();
-    world.target.allow_host(NQN, BOB).unwrap();
+    world.target.set_access(NQN, false, hosts(&[ALICE, BOB])).unwrap();
     let (alice, first) = world.bring_up(ALICE);
     let (bob, second) = world.bring_up(BOB);
     assert_ne!(first, second);
     world.io_queue(ALICE, first, 1);
     let bobs = world.io_queue(BOB, second, 1);
-    world.target.deny_host(NQN, BOB).unwrap();
+    world.target.set_access(NQN, false, hosts(&[ALICE])).unwrap();
     world.take_outputs();
     assert_eq!(world.finish_closes(), [bobs, bob]);
     let left: Vec<_> = world.target.controllers().map(|one| one.host_nqn).collect();
     assert_eq!(left, [ALICE]);
     assert!(world.csts(alice).rdy());
     refused(&mut world, admin_connect(BOB), Status::CONNECT_INVALID_HOST.with_dnr(), 0);
-    world.target.set_any_host(NQN, true).unwrap();
+    world.target.set_access(NQN, true, hosts(&[ALICE])).unwrap();
     world.bring_up(BOB);
-    world.target.set_any_host(NQN, false).unwrap();
+    world.target.set_access(NQN, false, hosts(&[ALICE])).unwrap();
     world.take_outputs();
     assert_eq!(world.closed.len(), 1, "only the one that is not in the list");
 }

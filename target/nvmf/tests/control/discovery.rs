@@ -11,7 +11,7 @@ use nvme_spec::status::Status;
 use nvmf::{Listener, QueueKey, QueueKind, Transport};
 use zerocopy::FromBytes;
 
-use crate::host::{ALICE, BOB, ConnectFields, NQN, World, admin_connect, subsystem};
+use crate::host::{ALICE, BOB, ConnectFields, NQN, World, admin_connect, hosts, subsystem};
 
 fn discovery(host: &str) -> ConnectFields {
     ConnectFields { subnqn: DISCOVERY_NQN.to_owned(), kato_ms: 0, ..admin_connect(host) }
@@ -56,7 +56,7 @@ fn a_host_sees_what_it_may_connect_to() {
     assert_ne!(later.genctr, header.genctr, "a change is a new generation");
     let (still, _) = read_log(&mut world, bob);
     assert_eq!(still.genctr, later.genctr, "and nothing else is");
-    world.target.deny_host(two, BOB).unwrap();
+    world.target.set_access(two, false, hosts(&[])).unwrap();
     assert_eq!(read_log(&mut world, bob).1.len(), 0);
 }
 
@@ -95,7 +95,7 @@ fn changes_are_told_with_the_event_that_udev_rules_match() {
     world.take_outputs();
     assert!(!world.answers.contains_key(&next), "masked until the log is read");
     assert_eq!(read_log(&mut world, queue).1.len(), 1);
-    world.target.set_any_host("nqn.2026-11.io.forebay:two", true).unwrap();
+    world.target.set_access("nqn.2026-11.io.forebay:two", true, hosts(&[])).unwrap();
     world.take_outputs();
     assert!(world.answers.contains_key(&next));
 }

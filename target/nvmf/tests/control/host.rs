@@ -103,6 +103,11 @@ pub fn io_connect(host: &str, cntlid: u16, qid: u16) -> ConnectFields {
     ConnectFields { qid, cntlid, sqsize_z: 127, kato_ms: 0, ..admin_connect(host) }
 }
 
+/// The hosts of a subsystem, for `Target::set_access`.
+pub fn hosts(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
 impl World {
     pub fn new() -> Self {
         Self::with(TargetConfig::default())

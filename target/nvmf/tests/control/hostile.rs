@@ -9,7 +9,7 @@ use nvmf::QueueKey;
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
-use crate::host::{ALICE, NQN, World, admin_connect, io_connect};
+use crate::host::{ALICE, NQN, World, admin_connect, hosts, io_connect};
 
 #[derive(Clone, Debug)]
 enum Act {
@@ -93,9 +93,9 @@ fn perform(world: &mut World, queues: &mut Vec<QueueKey>, sent: &mut usize, act:
             world.take_outputs();
         }
         Act::Deny => {
-            if world.target.deny_host(NQN, ALICE).is_err() {
-                world.target.allow_host(NQN, ALICE).unwrap();
-            }
+            let allowed = world.target.subsystem(NQN).unwrap().allows(ALICE);
+            let hosts = hosts(if allowed { &[] } else { &[ALICE] });
+            world.target.set_access(NQN, false, hosts).unwrap();
             world.take_outputs();
         }
     }

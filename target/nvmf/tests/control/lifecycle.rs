@@ -11,7 +11,7 @@ use nvme_spec::status::Status;
 use nvmf::{ControllerState, TargetError};
 
 use crate::host::{
-    ALICE, BOB, ConnectFields, NQN, World, admin_connect, io_connect, namespace, subsystem,
+    ALICE, BOB, ConnectFields, NQN, World, admin_connect, hosts, io_connect, namespace, subsystem,
 };
 
 #[test]
@@ -191,9 +191,10 @@ fn verbs_that_are_refused_change_nothing() {
     ));
     assert!(target.remove_namespace(NQN, 9).is_err());
     assert!(target.resize_namespace(NQN, 1, u64::MAX).is_err());
-    assert!(target.deny_host(NQN, BOB).is_err());
+    assert!(target.set_access(NQN, true, hosts(&[ALICE, "nqn.bad"])).is_err());
     let found = target.subsystem(NQN).unwrap();
     assert_eq!((found.namespaces().count(), found.hosts().count()), (1, 1));
+    assert!(!found.any_host());
     assert_eq!(target.subsystems().count(), 1);
 }
 
@@ -218,4 +219,19 @@ fn controllers_are_bounded() {
     assert_eq!(answer.status, Status::CONNECT_CONTROLLER_BUSY, "to be tried again");
     let states = world.target.controllers().map(|one| one.state);
     assert!(states.into_iter().all(|state| state == ControllerState::Disabled));
+}
+
+#[test]
+fn closing_all_queues_closes_each_once() {
+    let mut world = World::new();
+    let (admin, cntlid) = world.bring_up(ALICE);
+    let io = world.io_queue(ALICE, cntlid, 1);
+    let unbound = world.open(0);
+    world.target.close_queues();
+    world.target.close_queues();
+    world.take_outputs();
+    let mut closed = world.finish_closes();
+    closed.sort();
+    assert_eq!(closed, [admin, io, unbound]);
+    assert_eq!(world.target.controllers().count(), 0);
 }
