@@ -133,6 +133,11 @@ pub trait Bdev: Send + Sync {
     /// Stable across restarts for a device that keeps its data, made anew for one that does not.
     fn uuid(&self) -> Uuid;
 
+    /// What was written to it outlives the daemon.
+    fn keeps_data(&self) -> bool {
+        true
+    }
+
     /// What it is at the moment.
     fn health(&self) -> Health;
 

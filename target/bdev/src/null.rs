@@ -50,6 +50,10 @@ impl Bdev for NullBdev {
         self.uuid
     }
 
+    fn keeps_data(&self) -> bool {
+        false
+    }
+
     fn health(&self) -> Health {
         Health::Live
     }

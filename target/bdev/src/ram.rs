@@ -61,6 +61,10 @@ impl Bdev for RamBdev {
         self.uuid
     }
 
+    fn keeps_data(&self) -> bool {
+        false
+    }
+
     fn health(&self) -> Health {
         Health::Live
     }

@@ -18,7 +18,12 @@ impl<D: PciDevice> NvmeDevice<D> {
         let csts = || Csts(self.pci.read32(CSTS));
         match self.step {
             Step::AwaitShutdown { until } => {
-                if csts().shst() == Csts::SHST_COMPLETE || now >= until {
+                if csts().shst() == Csts::SHST_COMPLETE {
+                    tracing::info!(device = %self.name, "shut down in order");
+                    self.disable(now);
+                } else if now >= until {
+                    tracing::error!(device = %self.name, after = ?SHUTDOWN_LIMIT,
+                        "not shut down in time: what it caches may be lost");
                     self.disable(now);
                 }
             }
