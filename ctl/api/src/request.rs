@@ -75,10 +75,10 @@ methods! {
     ExportRemove(ExportRemove) = "export.remove";
     /// Exports. Returns a list of `ExportInfo`.
     ExportList(Nothing) = "export.list";
-    /// Lets a host reach a subsystem.
+    /// Lets a host reach a subsystem, or every host.
     /// Returns the subsystem's [`HostAccess`](crate::results::HostAccess).
     HostAllow(HostChange) = "host.allow";
-    /// Ends that, and disconnects the host. Returns the subsystem's `HostAccess`.
+    /// Ends that, and disconnects who may not reach it any more. Returns the subsystem's `HostAccess`.
     HostDeny(HostChange) = "host.deny";
     /// Who may reach what. Returns a list of `HostAccess`.
     HostList(HostList) = "host.list";
@@ -200,8 +200,12 @@ pub struct ExportRemove {
 pub struct HostChange {
     /// The subsystem.
     pub nqn: String,
-    /// The host's NQN.
-    pub host: String,
+    /// One host, by its NQN: either this or `any_host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Every host that is not named.
+    #[serde(default)]
+    pub any_host: bool,
 }
 
 /// Parameters of `host.list`.
@@ -265,7 +269,11 @@ impl Call {
             }
             Call::HostAllow(change) | Call::HostDeny(change) => {
                 check_field("nqn", check_subsystem_nqn(&change.nqn))?;
-                check_field("host", check_host_nqn(&change.host))
+                match (&change.host, change.any_host) {
+                    (Some(host), false) => check_field("host", check_host_nqn(host)),
+                    (None, true) => Ok(()),
+                    _ => Err(RpcError::invalid("host", "is needed, or any_host, not both")),
+                }
             }
             Call::HostList(HostList { nqn: Some(nqn) }) => {
                 check_field("nqn", check_subsystem_nqn(nqn))

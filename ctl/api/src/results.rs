@@ -63,6 +63,18 @@ pub struct BdevInfo {
     pub path: Option<String>,
 }
 
+/// Whether an export is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportState {
+    /// Hosts that may connect reach it.
+    Up,
+    /// It is on its way to the cores.
+    Starting,
+    /// It is kept, and not served.
+    Down,
+}
+
 /// An exported block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportInfo {
@@ -72,6 +84,10 @@ pub struct ExportInfo {
     pub nqn: String,
     /// The namespace's number in it.
     pub nsid: u32,
+    /// Whether it is served.
+    pub state: ExportState,
+    /// Why not.
+    pub reason: Option<String>,
     /// The namespace's UUID.
     pub uuid: String,
     /// The namespace's NGUID: 32 hexadecimal digits.

@@ -171,9 +171,9 @@ pub(crate) struct UnexportArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
-    /// Let a host connect to a subsystem
+    /// Let a host connect to a subsystem, or every host
     Allow(HostArguments),
-    /// Forbid it again, and disconnect the host
+    /// Take that back, and disconnect who may not be there any more
     Deny(HostArguments),
     /// Show who may connect to what
     List {
@@ -189,8 +189,11 @@ pub(crate) struct HostArguments {
     #[arg(value_parser = checked(api::check_subsystem_nqn))]
     pub(crate) nqn: String,
     /// NQN of the host
-    #[arg(value_parser = checked(api::check_host_nqn))]
-    pub(crate) host: String,
+    #[arg(value_parser = checked(api::check_host_nqn), required_unless_present = "any_host")]
+    pub(crate) host: Option<String>,
+    /// Every host instead of one; those allowed by name are another matter
+    #[arg(long, conflicts_with = "host")]
+    pub(crate) any_host: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -254,6 +257,7 @@ mod tests {
             "export ram0 --any-host --listen 10.0.0.1:0",
             "export ram0 --any-host --nsid 0",
             "host allow nqn.2026-11.io.a:b",
+            "host deny nqn.2026-11.io.a:b nqn.2026-11.io.a:b --any-host",
             "stats --watch 0",
             "",
         ] {

@@ -111,6 +111,7 @@ fn run_host<W: Write>(command: &HostCommand, session: &mut Session<'_, W>) -> Re
     let change = |arguments: &crate::arguments::HostArguments| api::HostChange {
         nqn: arguments.nqn.clone(),
         host: arguments.host.clone(),
+        any_host: arguments.any_host,
     };
     let one = |access: &HostAccess| tables::hosts(std::slice::from_ref(access));
     match command {

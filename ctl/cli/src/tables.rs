@@ -1,7 +1,7 @@
 //! Results as tables for people.
 
 use api::results::{
-    BdevInfo, ConnectionInfo, DeviceInfo, ExportInfo, HostAccess, Stats, VersionInfo,
+    BdevInfo, ConnectionInfo, DeviceInfo, ExportInfo, ExportState, HostAccess, Stats, VersionInfo,
 };
 use comfy_table::Table;
 use comfy_table::presets;
@@ -49,7 +49,7 @@ pub(crate) fn bdevs(infos: &[BdevInfo]) -> String {
 /// One export: what it is, and the lines to run on the host.
 pub(crate) fn export(info: &ExportInfo) -> String {
     let mut text = format!(
-        "{} is exported as namespace {} of {}\nuuid {}, serial {}\nhosts: {}\n\nOn the host:",
+        "{} is exported as namespace {} of {}\nuuid {}, serial {}\nhosts: {}\n\n",
         info.bdev,
         info.nsid,
         info.nqn,
@@ -57,6 +57,14 @@ pub(crate) fn export(info: &ExportInfo) -> String {
         info.serial,
         hosts_text(info.any_host, &info.hosts)
     );
+    if info.connect_commands.is_empty() {
+        text.push_str(
+            "No host can reach it: forebay-target listens on no address that an RDMA device has.\n\
+             Start it with --listen ADDR, or export with --listen ADDR.",
+        );
+        return text;
+    }
+    text.push_str("On the host:");
     for command in &info.connect_commands {
         text.push_str("\n  ");
         text.push_str(command);
@@ -65,7 +73,7 @@ pub(crate) fn export(info: &ExportInfo) -> String {
 }
 
 pub(crate) fn exports(infos: &[ExportInfo]) -> String {
-    let header = ["BDEV", "SUBSYSTEM", "NSID", "UUID", "HOSTS", "LISTENERS"];
+    let header = ["BDEV", "SUBSYSTEM", "NSID", "STATE", "UUID", "HOSTS", "LISTENERS"];
     table(
         &header,
         infos.iter().map(|info| {
@@ -78,6 +86,7 @@ pub(crate) fn exports(infos: &[ExportInfo]) -> String {
                 info.bdev.clone(),
                 info.nqn.clone(),
                 info.nsid.to_string(),
+                state_text(info),
                 info.uuid.clone(),
                 hosts_text(info.any_host, &info.hosts),
                 list(&listeners),
@@ -261,6 +270,19 @@ fn list(items: &[String]) -> String {
     if items.is_empty() { "-".to_owned() } else { items.join(", ") }
 }
 
+fn state_text(info: &ExportInfo) -> String {
+    let state = match info.state {
+        ExportState::Up => "up",
+        ExportState::Starting => "starting",
+        ExportState::Down => "down",
+    };
+    info.reason.as_ref().map_or_else(|| state.to_owned(), |reason| format!("{state}: {reason}"))
+}
+
 fn hosts_text(any_host: bool, hosts: &[String]) -> String {
-    if any_host { "any".to_owned() } else { list(hosts) }
+    match (any_host, hosts) {
+        (false, hosts) => list(hosts),
+        (true, []) => "any".to_owned(),
+        (true, hosts) => format!("any; by name: {}", list(hosts)),
+    }
 }

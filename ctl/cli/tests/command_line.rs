@@ -63,15 +63,50 @@ fn arguments_become_parameters() {
     assert_eq!((create.size_bytes, create.block_bytes), (Some(1 << 30), 512));
 }
 
+fn export(changes: Value) -> Value {
+    let mut info = json!({"bdev": "ram0", "nqn": api::default_nqn("ram0"), "nsid": 1, "state": "up",
+        "reason": null, "uuid": "u", "nguid": "n", "serial": "s", "any_host": true, "hosts": [],
+        "connect_commands": [], "listeners": []});
+    let fields = info.as_object_mut().unwrap();
+    fields.extend(changes.as_object().unwrap().clone());
+    info
+}
+
 #[test]
 fn an_export_prints_the_line_for_the_host() {
-    let nqn = api::default_nqn("ram0");
-    let command = format!("nvme connect -t rdma -a 10.0.0.1 -s 4420 -n {nqn}");
-    let info = json!({"bdev": "ram0", "nqn": nqn, "nsid": 1, "uuid": "u", "nguid": "n",
-        "serial": "s", "any_host": true, "hosts": [], "connect_commands": [command],
-        "listeners": [{"transport": "rdma", "address": "10.0.0.1:4420"}]});
+    let command = "nvme connect -t rdma -a 10.0.0.1 -s 4420 -n nqn.2026-11.io.forebay:ram0";
+    let info = export(json!({"connect_commands": [command]}));
     let (_, output) = run("export ram0 --any-host --listen 10.0.0.1", Ok(info));
-    assert!(text(&output.stdout).lines().any(|line| line.trim() == command));
+    let text = text(&output.stdout);
+    assert!(text.contains("On the host:") && text.lines().any(|line| line.trim() == command));
+}
+
+#[test]
+fn an_export_that_no_host_can_reach_says_so() {
+    let (_, output) = run("export ram0 --any-host", Ok(export(json!({}))));
+    let text = text(&output.stdout);
+    assert!(text.contains("No host can reach it") && text.contains("--listen ADDR"), "{text}");
+    assert!(!text.contains("On the host:"), "{text}");
+}
+
+#[test]
+fn exports_that_are_down_say_why() {
+    let down = export(json!({"state": "down", "reason": "ssd0n1 is lost", "hosts": ["nqn.a"]}));
+    let (_, output) = run("exports", Ok(json!([export(json!({})), down])));
+    let text = text(&output.stdout);
+    let words = |line: usize| text.lines().nth(line).unwrap().split_whitespace();
+    assert!(words(1).eq("ram0 nqn.2026-11.io.forebay:ram0 1 up u any -".split(' ')), "{text}");
+    let wanted = "1 down: ssd0n1 is lost u any; by name: nqn.a -";
+    assert!(words(2).skip(2).eq(wanted.split(' ')), "{text}");
+}
+
+#[test]
+fn every_host_can_be_denied_again() {
+    let nqn = "nqn.2026-11.io.forebay:ram0";
+    let access = json!({"nqn": nqn, "any_host": false, "hosts": []});
+    let (call, _) = run(&format!("host deny {nqn} --any-host"), Ok(access));
+    let Call::HostDeny(change) = call else { panic!("{call:?}") };
+    assert_eq!((change.host, change.any_host), (None, true));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use nvmf_rdma::{CarrierConfig, CarrierStats, Event, RdmaCarrier};
 use reactor::Worker;
 use verbs::Cq;
 
-use crate::limits::{COMPLETIONS_PER_POLL, IDLE_CHANNEL_TURNS, MAX_RDMA_DEVICES};
+use crate::limits::{COMPLETIONS_PER_POLL, CORE_OUTBOX, IDLE_CHANNEL_TURNS, MAX_RDMA_DEVICES};
 use crate::message::{
     ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, OpenQueue, PoolUse,
 };
@@ -31,7 +31,8 @@ pub(crate) struct Core {
     channels: Vec<Option<OpenChannel>>,
     completions: Completions,
     control: Arc<ControlRing>,
-    /// Messages that found the ring to the control thread full; handed over at the next turn.
+    /// Messages that found the ring to the control thread full; handed over at the next turn. At
+    /// most `CORE_OUTBOX`.
     outbox: VecDeque<ControlMessage>,
     turn: u32,
 }
@@ -323,11 +324,12 @@ impl Core {
     }
 
     fn tell(&mut self, message: ControlMessage) {
-        if self.outbox.is_empty() {
-            if let Err(message) = self.control.push(message) {
-                self.outbox.push_back(message);
-            }
-        } else {
+        let refused = match self.outbox.is_empty() {
+            true => self.control.push(message).err(),
+            false => Some(message),
+        };
+        if let Some(message) = refused {
+            assert!(self.outbox.len() < CORE_OUTBOX, "more messages than can wait");
             self.outbox.push_back(message);
         }
     }

@@ -1,5 +1,7 @@
 //! What the daemon bounds.
 
+use std::time::Duration;
+
 /// RDMA devices in use at the same time.
 pub(crate) const MAX_RDMA_DEVICES: usize = 4;
 
@@ -17,6 +19,36 @@ pub(crate) const CORE_RING: usize = 4096;
 
 /// Connections of all hosts to all cores.
 pub(crate) const MAX_CONNECTIONS: usize = 4096;
+
+/// Namespaces of all exports. One change of each is under way at most.
+pub(crate) const MAX_EXPORTS: usize = 4096;
+
+/// Connections to the control socket at the same time, and so calls that wait for their answer.
+pub(crate) const MAX_CALLS: usize = 64;
+
+/// Abort commands that wait for a core's word; beyond, a command is not aborted.
+pub(crate) const MAX_ABORTS: usize = 4096;
+
+/// Messages from a core that may wait for room in the ring: one for each request, three for each
+/// connection (opened or refused, closed, drained), and an answer to whatever it was asked.
+pub(crate) const CORE_OUTBOX: usize =
+    REQUESTS_PER_CORE as usize + 3 * MAX_CONNECTIONS + MAX_EXPORTS + MAX_ABORTS + MAX_CALLS;
+
+/// Messages that may wait for room in a core's ring: an answer for each request, four for each
+/// connection (open, bind, close, destroyed), one for each change of a namespace, each abort and
+/// each caller, and the coming and going of RDMA devices.
+pub(crate) const CORE_BACKLOG: usize = REQUESTS_PER_CORE as usize
+    + 4 * MAX_CONNECTIONS
+    + MAX_EXPORTS
+    + MAX_ABORTS
+    + MAX_CALLS
+    + 2 * MAX_RDMA_DEVICES;
+
+/// How long the daemon waits at its end for connections to close and for the I/O in them.
+pub(crate) const EXPORTS_END_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long it waits then for SSDs to shut down.
+pub(crate) const DEVICES_END_LIMIT: Duration = Duration::from_secs(15);
 
 /// Largest data transfer of one command: MDTS, 1 MiB.
 pub(crate) const MAX_TRANSFER_BYTES: u32 = 1 << 20;

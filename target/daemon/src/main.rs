@@ -12,10 +12,13 @@
 mod control;
 mod core;
 mod limits;
+mod lock;
 mod message;
 mod options;
 mod state;
+mod state_file;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -34,9 +37,10 @@ use crate::core::Core;
 use crate::limits::{
     CORE_RING, MAX_CONNECTIONS, MAX_TRANSFER_BYTES, MIN_DATA_BYTES, REQUESTS_PER_CORE,
 };
+use crate::lock::Lock;
 use crate::message::{ControlRing, CoreMessage};
 use crate::options::Options;
-use crate::state::StateFile;
+use crate::state_file::{StateFile, make_directory};
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
@@ -44,8 +48,10 @@ fn main() -> anyhow::Result<()> {
     let (filter, log) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     tracing_subscriber::registry().with(filter).with(lines).init();
+    // Before anything is taken that another daemon may have.
+    let _locks = take_locks(&options)?;
     let cpus = options.cpus()?;
-    let state_file = StateFile::new(&options.state_dir)?;
+    let state_file = StateFile::new(&options.state_dir);
     let state = state_file.load()?;
     let arena = options.arena()?;
     let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
@@ -80,7 +86,7 @@ fn main() -> anyhow::Result<()> {
         control.restore_bdevs();
         control.restore_exports();
         control.settle().await?;
-        control.open_listeners(&options.listen)?;
+        control.restore_listeners(&options.listen)?;
         let calls = control::listen(&options.socket)?;
         tracing::info!(socket = %options.socket.display(), "ready");
         let result = control.run(calls).await;
@@ -116,6 +122,19 @@ impl Shares {
     fn io_queues(&self) -> u32 {
         ((self.memory - self.memory / 16) / nvmf_rdma::limits::largest_queue_bytes()) as u32
     }
+}
+
+/// One daemon has a state directory, and one a control socket; either may be another's.
+fn take_locks(options: &Options) -> anyhow::Result<[Lock; 2]> {
+    let take = |directory: &Path, file: &Path, what: &Path| {
+        make_directory(directory).with_context(|| format!("making {}", directory.display()))?;
+        Ok::<_, anyhow::Error>(Lock::take(file, what)?)
+    };
+    let (state, socket) = (&options.state_dir, &options.socket);
+    let mut beside = socket.clone().into_os_string();
+    beside.push(".lock");
+    let directory = socket.parent().unwrap_or(Path::new(""));
+    Ok([take(state, &state.join("lock"), state)?, take(directory, beside.as_ref(), socket)?])
 }
 
 /// Starts a reactor on each CPU, each with its share of the arena.

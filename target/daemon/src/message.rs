@@ -146,6 +146,10 @@ impl ControlRing {
         self.ring.pop()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.ring.len()
+    }
+
     pub(crate) fn bell(&self) -> &EventFd {
         &self.bell
     }

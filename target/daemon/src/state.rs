@@ -1,20 +1,23 @@
 //! What survives a restart: block devices, exports, and who may connect.
 //!
-//! One JSON file, written whole to a temporary file beside it, flushed, and renamed over the old
-//! one, so that a crash leaves either the old state or the new. Identities (serial number, NSID,
-//! UUID, NGUID) are made when an export is created and stand here: hosts know volumes by them.
+//! Identities (serial number, NSID, UUID, NGUID) are made when an export is created and stand here:
+//! hosts know volumes by them. What a namespace was made on stands beside them: after a restart it
+//! is served from the same data, or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
+use api::BdevKind;
+use bdev::Bdev;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use uuid::Uuid;
 
+use crate::limits::MAX_EXPORTS;
+
 /// The layout that this version writes. A file of a newer one is refused.
-const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// Everything that is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,8 +43,9 @@ impl Default for State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SavedBdev {
-    pub(crate) kind: String,
+    pub(crate) kind: BdevKind,
     pub(crate) name: String,
+    /// 0 for a file, which has its own.
     pub(crate) size_bytes: u64,
     pub(crate) block_bytes: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +60,8 @@ pub(crate) struct Export {
     pub(crate) serial: String,
     pub(crate) any_host: bool,
     pub(crate) hosts: BTreeSet<String>,
+    /// Addresses that are listened on for its sake, besides those of the command line.
+    pub(crate) listeners: BTreeSet<SocketAddr>,
     pub(crate) namespaces: Vec<SavedNamespace>,
 }
 
@@ -65,121 +71,135 @@ pub(crate) struct Export {
 pub(crate) struct SavedNamespace {
     pub(crate) nsid: u32,
     pub(crate) bdev: String,
+    pub(crate) made_on: BdevIdentity,
     pub(crate) uuid: Uuid,
     pub(crate) nguid: Uuid,
 }
 
-/// Why the state cannot be read or kept.
-#[derive(Debug, Error)]
-pub(crate) enum StateError {
-    #[error("{}: {action}: {source}", path.display())]
-    Io { path: PathBuf, action: &'static str, source: std::io::Error },
-    #[error(
-        "{}: {reason}; it was left as it is: mend it, or move it away to start without exports",
-        path.display()
-    )]
-    Invalid { path: PathBuf, reason: String },
+/// By what a block device is known again: a name alone may have passed to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BdevIdentity {
+    pub(crate) uuid: Uuid,
+    pub(crate) block_bytes: u32,
+    pub(crate) block_count: u64,
 }
 
-/// The file that holds the state.
-#[derive(Debug)]
-pub(crate) struct StateFile {
-    path: PathBuf,
+impl BdevIdentity {
+    pub(crate) fn of(bdev: &dyn Bdev) -> Self {
+        let bdev::Geometry { block_bytes, block_count, .. } = bdev.geometry();
+        Self { uuid: bdev.uuid(), block_bytes, block_count }
+    }
 }
 
-impl StateFile {
-    /// The file `state.json` in `directory`, which is made if it is missing.
-    pub(crate) fn new(directory: &Path) -> Result<Self, StateError> {
-        let path = directory.join("state.json");
-        fs::create_dir_all(directory).map_err(|source| StateError::Io {
-            path: path.clone(),
-            action: "mkdir",
-            source,
-        })?;
-        Ok(Self { path })
-    }
-
-    /// The state that was saved last, or the empty one.
-    ///
-    /// # Errors
-    /// The file cannot be read, or does not hold what [`StateFile::save`] writes.
-    pub(crate) fn load(&self) -> Result<State, StateError> {
-        let invalid = |reason: String| StateError::Invalid { path: self.path.clone(), reason };
-        let text = match fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(State::default());
-            }
-            Err(source) => return Err(self.error("reading", source)),
-        };
-        let state: State =
-            serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-        state.check().map_err(invalid)?;
-        Ok(state)
-    }
-
-    /// Replaces the saved state. When it returns, the new one survives power loss.
-    ///
-    /// # Errors
-    /// The file cannot be written; the old one stands.
-    pub(crate) fn save(&self, state: &State) -> Result<(), StateError> {
-        let mut text = serde_json::to_string_pretty(state).map_err(|error| {
-            StateError::Invalid { path: self.path.clone(), reason: error.to_string() }
-        })?;
-        text.push('\n');
-        let temporary = self.path.with_extension("json.new");
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(text.as_bytes())?;
-            // The bytes before the name: after a crash the name never leads to half a file.
-            file.sync_all()?;
-            fs::rename(&temporary, &self.path)?;
-            File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
-        };
-        write().map_err(|source| self.error("writing", source))
-    }
-
-    fn error(&self, action: &'static str, source: std::io::Error) -> StateError {
-        StateError::Io { path: self.path.clone(), action, source }
+impl fmt::Display for BdevIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { uuid, block_bytes, block_count } = self;
+        write!(f, "UUID {uuid}, {block_count} blocks of {block_bytes} bytes")
     }
 }
 
 impl State {
-    fn check(&self) -> Result<(), String> {
-        if self.version != VERSION {
-            return Err(format!("it has version {}; this forebay-target reads 1", self.version));
-        }
+    pub(crate) fn export(&self, nqn: &str) -> Option<&Export> {
+        self.exports.iter().find(|export| export.nqn == nqn)
+    }
+
+    pub(crate) fn export_mut(&mut self, nqn: &str) -> Option<&mut Export> {
+        self.exports.iter_mut().find(|export| export.nqn == nqn)
+    }
+
+    /// Namespaces of all exports.
+    pub(crate) fn namespace_count(&self) -> usize {
+        self.exports.iter().map(|export| export.namespaces.len()).sum()
+    }
+
+    /// Whether it is what the daemon could have saved; if not, what is wrong.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let mut names = BTreeSet::new();
         for bdev in &self.bdevs {
-            let checked = api::check_block_bytes(bdev.block_bytes);
-            checked.map_err(|reason| format!("bdevs: {:?}: {reason}", bdev.name))?;
+            bdev.check().map_err(|reason| format!("bdevs: {:?}: {reason}", bdev.name))?;
+            once(&mut names, &bdev.name, "bdevs")?;
         }
-        let mut nqns = BTreeSet::new();
+        if self.namespace_count() > MAX_EXPORTS {
+            return Err(format!("exports: more than {MAX_EXPORTS} namespaces"));
+        }
+        let (mut nqns, mut uuids, mut nguids) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for export in &self.exports {
-            let nqn = &export.nqn;
-            if !nvme_spec::fabrics::is_valid_nqn(nqn) || !nqns.insert(nqn) {
-                return Err(format!("exports: {nqn:?} is not an NQN, or stands there twice"));
-            }
-            let mut nsids = BTreeSet::new();
+            export.check().map_err(|reason| format!("exports: {:?}: {reason}", export.nqn))?;
+            once(&mut nqns, &export.nqn, "exports")?;
             for namespace in &export.namespaces {
-                let nsid = namespace.nsid;
-                let limit = nvmf::limits::MAX_NAMESPACES as u32;
-                if !(1..=limit).contains(&nsid) || !nsids.insert(nsid) {
-                    return Err(format!("{nqn}: NSID {nsid} is outside 1..={limit}, or twice"));
-                }
+                once(&mut uuids, &namespace.uuid, "exports: uuid")?;
+                once(&mut nguids, &namespace.nguid, "exports: nguid")?;
             }
         }
         Ok(())
     }
 }
 
+impl SavedBdev {
+    fn check(&self) -> Result<(), String> {
+        api::check_bdev_name(&self.name)?;
+        api::check_block_bytes(self.block_bytes)?;
+        match (self.kind, &self.path) {
+            (BdevKind::File, Some(_)) => Ok(()),
+            (BdevKind::File, None) => Err("path is missing".to_owned()),
+            (BdevKind::Ram | BdevKind::Null, _) => {
+                api::check_size(self.size_bytes, self.block_bytes)
+            }
+        }
+    }
+}
+
+impl Export {
+    fn check(&self) -> Result<(), String> {
+        api::check_subsystem_nqn(&self.nqn)?;
+        let serial = self.serial.as_bytes();
+        if !(1..=20).contains(&serial.len()) || !serial.iter().all(u8::is_ascii_graphic) {
+            return Err(format!("{:?} is no serial number", self.serial));
+        }
+        let limit = nvmf::limits::MAX_HOSTS_PER_SUBSYSTEM;
+        if self.hosts.len() > limit {
+            return Err(format!("{} hosts, {limit} are allowed", self.hosts.len()));
+        }
+        for host in &self.hosts {
+            api::check_host_nqn(host).map_err(|reason| format!("host {host:?} {reason}"))?;
+        }
+        if let Some(address) = self.listeners.iter().find(|address| address.port() == 0) {
+            return Err(format!("listener {address} has no port"));
+        }
+        let mut nsids = BTreeSet::new();
+        for namespace in &self.namespaces {
+            let nsid = namespace.nsid;
+            let limit = nvmf::limits::MAX_NAMESPACES as u32;
+            if !(1..=limit).contains(&nsid) {
+                return Err(format!("NSID {nsid} is outside 1..={limit}"));
+            }
+            once(&mut nsids, nsid, "NSID")?;
+            api::check_bdev_name(&namespace.bdev)?;
+            api::check_block_bytes(namespace.made_on.block_bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Nothing that identifies may stand there twice.
+fn once<T: Ord + Copy + fmt::Debug>(
+    seen: &mut BTreeSet<T>,
+    value: T,
+    place: &str,
+) -> Result<(), String> {
+    if seen.insert(value) { Ok(()) } else { Err(format!("{place}: {value:?} stands there twice")) }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn sample() -> State {
+    /// One subsystem with a namespace on a RAM block device.
+    pub(crate) fn sample() -> State {
         State {
             bdevs: vec![SavedBdev {
-                kind: "ram".to_owned(),
+                kind: BdevKind::Ram,
                 name: "ram0".to_owned(),
                 size_bytes: 1 << 20,
                 block_bytes: 4096,
@@ -189,47 +209,49 @@ mod tests {
                 nqn: "nqn.2026-11.io.forebay:a".to_owned(),
                 serial: "FB01".to_owned(),
                 any_host: false,
-                hosts: BTreeSet::from(["nqn.2014-08.org.nvmexpress:uuid:1".to_owned()]),
-                namespaces: vec![SavedNamespace {
-                    nsid: 1,
-                    bdev: "ram0".to_owned(),
-                    uuid: Uuid::from_u128(1),
-                    nguid: Uuid::from_u128(2),
-                }],
+                hosts: BTreeSet::from(["nqn.2026-11.io.host:b".to_owned()]),
+                listeners: BTreeSet::from(["10.0.0.1:4421".parse().unwrap()]),
+                namespaces: vec![namespace(1, 1)],
             }],
             ..State::default()
         }
     }
 
-    #[test]
-    fn what_is_saved_is_loaded() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = StateFile::new(&directory.path().join("deep")).unwrap();
-        assert_eq!(file.load().unwrap(), State::default());
-        file.save(&sample()).unwrap();
-        assert_eq!(file.load().unwrap(), sample());
+    fn namespace(nsid: u32, seed: u128) -> SavedNamespace {
+        SavedNamespace {
+            nsid,
+            bdev: "ram0".to_owned(),
+            made_on: BdevIdentity { uuid: Uuid::from_u128(3), block_bytes: 4096, block_count: 256 },
+            uuid: Uuid::from_u128(seed),
+            nguid: Uuid::from_u128(seed + 100),
+        }
     }
 
     #[test]
-    fn a_damaged_file_is_refused_and_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = StateFile::new(directory.path()).unwrap();
-        file.save(&sample()).unwrap();
-        let path = directory.path().join("state.json");
-        let good = fs::read_to_string(&path).unwrap();
-        let damages = [
-            good.replace("\"version\": 1", "\"version\": 2"),
-            good.replace("nqn.2026-11", "nqn.2026-99"),
-            good.replace("\"nsid\": 1", "\"nsid\": 0"),
-            good.replace("\"block_bytes\": 4096", "\"block_bytes\": 0"),
-            good[..good.len() / 2].to_owned(),
-            String::new(),
+    fn what_could_not_have_been_saved_is_named() {
+        assert_eq!(sample().check(), Ok(()));
+        type Damage = fn(&mut State);
+        let damages: [(&str, Damage); 14] = [
+            ("a/b", |state| state.bdevs[0].name = "a/b".to_owned()),
+            ("1000", |state| state.bdevs[0].size_bytes = 1000),
+            ("1024", |state| state.bdevs[0].block_bytes = 1024),
+            ("path", |state| state.bdevs[0].kind = BdevKind::File),
+            ("ram0", |state| state.bdevs.push(state.bdevs[0].clone())),
+            ("nqn.2026-99", |state| state.exports[0].nqn = "nqn.2026-99.io:a".to_owned()),
+            ("twice", |state| state.exports.push(state.exports[0].clone())),
+            ("serial", |state| state.exports[0].serial = "x".repeat(21)),
+            ("bad", |state| state.exports[0].hosts = ["bad".to_owned()].into()),
+            ("[::]:0", |state| state.exports[0].listeners = ["[::]:0".parse().unwrap()].into()),
+            ("NSID 0", |state| state.exports[0].namespaces[0].nsid = 0),
+            ("NSID: 1", |state| state.exports[0].namespaces.push(namespace(1, 2))),
+            ("uuid", |state| state.exports[0].namespaces.push(namespace(2, 1))),
+            ("1024", |state| state.exports[0].namespaces[0].made_on.block_bytes = 1024),
         ];
-        for bad in damages {
-            fs::write(&path, &bad).unwrap();
-            let error = file.load().unwrap_err().to_string();
-            assert!(error.contains("state.json"), "{error}");
-            assert_eq!(fs::read_to_string(&path).unwrap(), bad);
+        for (wanted, damage) in damages {
+            let mut state = sample();
+            damage(&mut state);
+            let reason = state.check().unwrap_err();
+            assert!(reason.contains(wanted), "{wanted}: {reason}");
         }
     }
 }

@@ -10,7 +10,8 @@ use nvme_spec::status::Status;
 use nvmf::engine::{QueueId, QueueParams, QueueRole, RequestId};
 use nvmf::{CommandKey, Output, QueueInfo, QueueKey, QueueKind, Transport};
 
-use super::Control;
+use super::{Control, CoreQueue};
+use crate::limits::MAX_ABORTS;
 use crate::message::CoreMessage;
 
 /// A command that a core waits for.
@@ -23,7 +24,7 @@ pub(super) struct Pending {
 impl Control {
     /// A core has taken a connection: the control half hears of it, and the host may come in.
     pub(super) fn handle_opened(&mut self, key: u64, queue: QueueId) {
-        self.queues.insert(key, queue);
+        self.queues.insert(key, CoreQueue { id: queue, closing: false });
         let connection = self.rdma.as_ref().and_then(|rdma| rdma.connection(key));
         let Some(connection) = connection else { return };
         let info = QueueInfo {
@@ -68,7 +69,7 @@ impl Control {
                     };
                     let subsystem = subsystem.0;
                     let params = QueueParams { role, subsystem, sq_entries, flow_control };
-                    if let Some(&id) = self.queues.get(&queue.0) {
+                    if let Some(&CoreQueue { id, .. }) = self.queues.get(&queue.0) {
                         self.tell_core_of(queue.0, CoreMessage::BindQueue { queue: id, params });
                     }
                 }
@@ -106,7 +107,8 @@ impl Control {
     }
 
     fn abort(&mut self, queue: QueueKey, cid: u16, command: CommandKey) {
-        let Some(&id) = self.queues.get(&queue.0) else {
+        let queued = self.queues.get(&queue.0).filter(|_| self.aborts.len() < MAX_ABORTS);
+        let Some(&CoreQueue { id, .. }) = queued else {
             return self.target.handle_aborted(command, false);
         };
         let token = self.next_token;

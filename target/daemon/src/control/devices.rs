@@ -17,7 +17,7 @@ use vfio::pci::{Bdf, Controller, System};
 use vfio::{Device, VfioError};
 
 use super::Control;
-use super::exports::bdev_error;
+use super::errors::bdev_error;
 use super::socket::Reply;
 
 /// The SSDs that are ours.
@@ -43,6 +43,8 @@ enum Stage {
     Leaving,
     /// It is being closed, to be given back to the kernel.
     Closing(Option<Reply>),
+    /// It is being closed because the daemon ends, and stays with vfio-pci.
+    Ending,
 }
 
 impl Control {
@@ -265,6 +267,18 @@ impl Control {
         self.forget_bdevs(bdf);
         self.devices.open.remove(&bdf);
         tracing::info!(%bdf, "closed");
+    }
+
+    /// Begins to shut every device down, because the daemon ends.
+    pub(super) fn begin_close_devices(&mut self, now: Instant) {
+        for open in self.devices.open.values_mut() {
+            open.device.begin_close(now);
+            open.stage = Stage::Ending;
+        }
+    }
+
+    pub(super) fn devices_ended(&self) -> bool {
+        self.devices.open.values().all(|open| open.device.health() == nvme::Health::Failed)
     }
 
     fn forget_bdevs(&mut self, bdf: Bdf) {

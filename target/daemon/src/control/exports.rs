@@ -1,27 +1,33 @@
 //! Exports: block devices that are namespaces of subsystems.
 //!
-//! A namespace comes in order: claim the block device, attach it on every core, and only when the
-//! last core has it tell the control half, and so the hosts. It goes the other way round: hosts
-//! first, then the cores, each of which lets its I/O end, then the claim.
+//! A namespace comes in order: claim the block device, attach it on every core, and when the last
+//! core has it, save it; only then the control half, and so the hosts, hear of it. Until then
+//! nothing is opened to anybody, and whatever fails is taken back step by step. It goes the other
+//! way round: out of the state, hosts, the cores, each of which lets its I/O end, then the claim.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use api::results::{ExportInfo, HostAccess, ListenerInfo};
-use api::{ErrorCode, ExportAdd, ExportRemove, HostChange, RpcError};
-use bdev::{Bdev, BdevError};
+use api::results::{ExportInfo, ExportState, ListenerInfo};
+use api::{ErrorCode, ExportAdd, ExportRemove, RpcError};
+use bdev::{Bdev, BdevError, Health};
 use nvmf::engine::Namespace;
-use nvmf::{NamespaceConfig, SubsystemConfig, TargetError};
-use serde_json::{Value, json};
+use nvmf::{NamespaceConfig, SubsystemConfig};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::Control;
+use super::errors::{bdev_error, in_use, not_found, target_error};
 use super::socket::Reply;
+use crate::limits::{MAX_CALLS, MAX_EXPORTS};
 use crate::message::CoreMessage;
-use crate::state::{Export, SavedNamespace};
+use crate::state::{BdevIdentity, Export, SavedNamespace, State};
+use crate::state_file::StateError;
 
 /// Model number that hosts see.
 const MODEL: &str = "Forebay";
+
+/// Where a namespace stands in the tables of the cores: subsystem and NSID.
+pub(super) type Place = (u32, u32);
 
 /// A namespace on its way in or out.
 pub(super) struct Change {
@@ -30,88 +36,110 @@ pub(super) struct Change {
     nqn: String,
     bdev: Arc<dyn Bdev>,
     direction: Direction,
-    reply: Option<Reply>,
 }
 
 enum Direction {
-    In(SavedNamespace),
+    /// In; a new one with what was asked for.
+    In(SavedNamespace, Option<NewExport>),
     /// Out; its block device is free afterwards.
     Out,
+    /// Out again, because it could not be published.
+    Back { nsid: u32, error: RpcError, reply: Option<Reply> },
+}
+
+/// An export that somebody has asked for.
+struct NewExport {
+    params: ExportAdd,
+    reply: Reply,
+}
+
+/// Somebody who waits for namespaces to be gone.
+pub(super) struct Removal {
+    left: Vec<Place>,
+    reply: Reply,
 }
 
 impl Control {
     pub(super) fn add_export(&mut self, params: ExportAdd, reply: Reply) {
         match self.start_export(&params) {
             // The answer follows when the namespace is attached on every core.
-            Ok(change) => {
-                if let Some(change) = self.changes.get_mut(&change) {
-                    change.reply = Some(reply);
+            Ok(place) => {
+                if let Some(Change { direction: Direction::In(_, new), .. }) =
+                    self.changes.get_mut(&place)
+                {
+                    *new = Some(NewExport { params, reply });
                 }
             }
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    fn start_export(&mut self, params: &ExportAdd) -> Result<(u32, u32), RpcError> {
-        let nqn = params.nqn.clone().unwrap_or_else(|| api::default_nqn(&params.bdev));
-        let existing = self.state.exports.iter().find(|export| export.nqn == nqn);
-        let who = existing.is_some_and(|export| export.any_host || !export.hosts.is_empty());
-        if !params.any_host && params.hosts.is_empty() && !who {
-            let reason = format!(
-                "no host could connect to {}: hosts are denied unless they are named",
-                params.bdev
-            );
-            let advice = format!(
-                "forebay export {} --host $(cat /etc/nvme/hostnqn on the host), or --any-host to \
-                 let every host in",
-                params.bdev
-            );
-            return Err(RpcError::invalid("hosts", reason).with_advice(advice));
-        }
-        let nsid = match (params.nsid, existing) {
-            (Some(nsid), _) => nsid,
-            (None, None) => 1,
-            (None, Some(export)) => lowest_free_nsid(export),
-        };
-        let limit = nvmf::limits::MAX_NAMESPACES as u32;
-        if !(1..=limit).contains(&nsid) {
-            return Err(RpcError::invalid("nsid", format!("{nsid} is outside 1..={limit}")));
-        }
-        let taken = |export: &Export| export.namespaces.iter().any(|saved| saved.nsid == nsid);
-        if existing.is_some_and(taken) {
-            return Err(in_use(format!("{nqn} has a namespace {nsid} already")));
-        }
+    /// Claims and attaches; opens nothing to anybody.
+    fn start_export(&mut self, params: &ExportAdd) -> Result<Place, RpcError> {
+        let nqn = nqn_of(params);
+        let existing = self.state.export(&nqn);
+        check_hosts(params, existing)?;
+        let bdev = self.bdevs.get(&params.bdev).ok_or_else(|| unknown_bdev(&params.bdev))?;
         let saved = SavedNamespace {
-            nsid,
+            nsid: self.choose_nsid(&nqn, params.nsid)?,
             bdev: params.bdev.clone(),
+            made_on: BdevIdentity::of(bdev.as_ref()),
             uuid: Uuid::new_v4(),
             nguid: Uuid::new_v4(),
         };
-        let export = Export {
-            nqn: nqn.clone(),
-            serial: existing.map_or_else(new_serial, |export| export.serial.clone()),
-            any_host: params.any_host,
-            hosts: params.hosts.iter().cloned().collect(),
-            namespaces: Vec::new(),
-        };
-        self.open_listeners(&params.listeners)
-            .map_err(|error| RpcError::new(ErrorCode::Failed, format!("listeners: {error:#}")))?;
-        self.open_subsystem(&export)?;
-        self.attach(&nqn, saved)
+        if self.target.subsystem(&nqn).is_none() {
+            // Without hosts nobody sees it.
+            let export = Export {
+                nqn: nqn.clone(),
+                serial: existing.map_or_else(new_serial, |export| export.serial.clone()),
+                any_host: false,
+                hosts: Default::default(),
+                listeners: Default::default(),
+                namespaces: Vec::new(),
+            };
+            self.open_subsystem(&export)?;
+        }
+        let attached = self.attach(&nqn, saved);
+        if attached.is_err() {
+            self.drop_unused_subsystem(&nqn);
+        }
+        attached
     }
 
-    /// Serves again what was exported before a restart. What cannot be served now (its block device
-    /// is missing) is kept, and shown with the reason.
+    /// The NSID of a new namespace: the one wanted, or the lowest free one.
+    fn choose_nsid(&self, nqn: &str, wanted: Option<u32>) -> Result<u32, RpcError> {
+        if self.state.namespace_count() + self.changes.len() >= MAX_EXPORTS {
+            let message = format!("no more than {MAX_EXPORTS} namespaces are exported");
+            return Err(RpcError::new(ErrorCode::Limit, message));
+        }
+        let export = self.state.export(nqn);
+        let saved = |nsid| export.is_some_and(|e| e.namespaces.iter().any(|s| s.nsid == nsid));
+        let subsystem = self.target.subsystem(nqn).map(|subsystem| subsystem.id().0);
+        let changing = |nsid| subsystem.is_some_and(|id| self.changes.contains_key(&(id, nsid)));
+        let limit = nvmf::limits::MAX_NAMESPACES as u32;
+        match wanted {
+            Some(nsid) if !(1..=limit).contains(&nsid) => {
+                Err(RpcError::invalid("nsid", format!("{nsid} is outside 1..={limit}")))
+            }
+            Some(nsid) if saved(nsid) => {
+                Err(in_use(format!("{nqn} has a namespace {nsid} already")))
+            }
+            Some(nsid) => Ok(nsid),
+            None => (1..=limit).find(|&nsid| !saved(nsid) && !changing(nsid)).ok_or_else(|| {
+                RpcError::new(ErrorCode::Limit, format!("{nqn} has {limit} namespaces"))
+            }),
+        }
+    }
+
+    /// Serves again what was exported before a restart. What cannot be served now is kept, and
+    /// shown with the reason.
     pub(crate) fn restore_exports(&mut self) {
         for export in self.state.exports.clone() {
-            if let Err(error) = self.open_subsystem(&export) {
-                tracing::error!(nqn = export.nqn, %error, "not exported");
-                continue;
-            }
+            let opened = self.open_subsystem(&export);
             for saved in export.namespaces {
-                let (nsid, bdev) = (saved.nsid, saved.bdev.clone());
-                if let Err(error) = self.attach(&export.nqn, saved) {
-                    tracing::error!(nqn = export.nqn, nsid, bdev, %error, "not exported");
+                match &opened {
+                    Ok(()) => self.serve(&export.nqn, saved),
+                    Err(error) => self.note_down(&export.nqn, saved.nsid, &error.message),
                 }
             }
         }
@@ -120,37 +148,83 @@ impl Control {
     /// Serves the namespaces that waited for this block device.
     pub(crate) fn serve_waiting(&mut self, bdev: &str) {
         for export in self.state.exports.clone() {
-            for saved in export.namespaces.iter().filter(|saved| saved.bdev == bdev) {
-                if let Err(error) = self.attach(&export.nqn, saved.clone()) {
-                    tracing::error!(nqn = export.nqn, bdev, %error, "not exported");
-                }
+            // Not there yet: the daemon starts, and takes its devices before its exports.
+            if self.target.subsystem(&export.nqn).is_none() {
+                continue;
+            }
+            for saved in export.namespaces.into_iter().filter(|saved| saved.bdev == bdev) {
+                self.serve(&export.nqn, saved);
             }
         }
     }
 
-    /// Makes the subsystem if there is none, and lets the export's hosts in.
+    fn serve(&mut self, nqn: &str, saved: SavedNamespace) {
+        let nsid = saved.nsid;
+        let attached = self.recognize(nqn, saved).and_then(|saved| self.attach(nqn, saved));
+        if let Err(error) = attached {
+            self.note_down(nqn, nsid, &error.message);
+        }
+    }
+
+    /// The namespace, if its block device is still what it was made on. One that has lost its
+    /// contents gets a new identity: hosts are to see another namespace, not zeroes in place of
+    /// their file system.
+    fn recognize(&self, nqn: &str, saved: SavedNamespace) -> Result<SavedNamespace, RpcError> {
+        let bdev = self.bdevs.get(&saved.bdev).ok_or_else(|| unknown_bdev(&saved.bdev))?;
+        let (expected, found) = (saved.made_on, BdevIdentity::of(bdev.as_ref()));
+        let failed = |reason: String| Err(RpcError::new(ErrorCode::Failed, reason));
+        if !bdev.keeps_data() && found != expected {
+            let (uuid, nguid) = (Uuid::new_v4(), Uuid::new_v4());
+            let SavedNamespace { nsid, bdev, uuid: old, .. } = &saved;
+            tracing::warn!(nqn, nsid, bdev, %old, new = %uuid,
+                "the block device was made anew and is empty: hosts see another namespace");
+            return Ok(SavedNamespace { made_on: found, uuid, nguid, ..saved });
+        }
+        if found != expected {
+            return failed(format!(
+                "{} is not what was exported: expected {expected}; found {found}",
+                saved.bdev
+            ));
+        }
+        if self.bdevs.iter().filter(|(other, _)| other.uuid() == found.uuid).count() > 1 {
+            return failed(format!(
+                "{} cannot be told from another block device with {found}",
+                saved.bdev
+            ));
+        }
+        Ok(saved)
+    }
+
+    /// Why a namespace is not served, for whoever looks.
+    fn note_down(&mut self, nqn: &str, nsid: u32, reason: &str) {
+        tracing::error!(nqn, nsid, reason, "not exported");
+        self.down.insert((nqn.to_owned(), nsid), reason.to_owned());
+    }
+
+    /// Makes the subsystem and lets its hosts in.
     fn open_subsystem(&mut self, export: &Export) -> Result<(), RpcError> {
-        if self.target.subsystem(&export.nqn).is_none() {
-            let config = SubsystemConfig {
-                nqn: export.nqn.clone(),
-                serial: export.serial.clone(),
-                model: MODEL.to_owned(),
-                any_host: export.any_host,
-                hosts: export.hosts.iter().cloned().collect(),
-            };
-            return self.target.add_subsystem(config).map(drop).map_err(target_error);
+        let config = SubsystemConfig {
+            nqn: export.nqn.clone(),
+            serial: export.serial.clone(),
+            model: MODEL.to_owned(),
+            any_host: export.any_host,
+            hosts: export.hosts.iter().cloned().collect(),
+        };
+        self.target.add_subsystem(config).map(drop).map_err(target_error)
+    }
+
+    /// Removes a subsystem that was made for an export that came to nothing.
+    fn drop_unused_subsystem(&mut self, nqn: &str) {
+        let wanted = self.state.export(nqn).is_some()
+            || self.changes.values().any(|change| change.nqn == nqn);
+        if !wanted {
+            // One that is not there is what is wanted.
+            let _ = self.target.remove_subsystem(nqn);
         }
-        if export.any_host {
-            self.target.set_any_host(&export.nqn, true).map_err(target_error)?;
-        }
-        for host in &export.hosts {
-            self.target.allow_host(&export.nqn, host).map_err(target_error)?;
-        }
-        Ok(())
     }
 
     /// Claims the block device and attaches it on every core.
-    fn attach(&mut self, nqn: &str, saved: SavedNamespace) -> Result<(u32, u32), RpcError> {
+    fn attach(&mut self, nqn: &str, saved: SavedNamespace) -> Result<Place, RpcError> {
         let subsystem = self.target.subsystem(nqn).map(|subsystem| subsystem.id().0);
         let subsystem = subsystem.ok_or_else(|| not_found(format!("no subsystem {nqn}")))?;
         let place = (subsystem, saved.nsid);
@@ -173,15 +247,23 @@ impl Control {
             let attach = CoreMessage::AttachNamespace { subsystem, nsid, namespace, channel };
             self.tell(core, attach);
         }
-        let change = Change {
-            waiting: self.cores.len(),
-            nqn: nqn.to_owned(),
-            bdev,
-            direction: Direction::In(saved),
-            reply: None,
-        };
-        self.changes.insert(place, change);
+        self.begin_change(place, nqn, bdev, Direction::In(saved, None));
         Ok(place)
+    }
+
+    fn detach(&mut self, place: Place, nqn: &str, bdev: Arc<dyn Bdev>, direction: Direction) {
+        let (subsystem, nsid) = place;
+        for core in 0..self.cores.len() {
+            self.tell(core, CoreMessage::DetachNamespace { subsystem, nsid });
+        }
+        self.begin_change(place, nqn, bdev, direction);
+    }
+
+    fn begin_change(&mut self, place: Place, nqn: &str, bdev: Arc<dyn Bdev>, direction: Direction) {
+        let (waiting, nqn) = (self.cores.len(), nqn.to_owned());
+        let before = self.changes.insert(place, Change { waiting, nqn, bdev, direction });
+        assert!(before.is_none(), "one change at a time at {place:?}");
+        assert!(self.changes.len() <= MAX_EXPORTS);
     }
 
     /// A core is done with a change. After the last one, the change is.
@@ -192,28 +274,66 @@ impl Control {
         if change.waiting > 0 {
             return;
         }
-        let Some(change) = self.changes.remove(&place) else { return };
-        let Change { nqn, bdev, direction, reply, .. } = change;
-        let result = match direction {
-            Direction::In(saved) => self.finish_attach(&nqn, bdev.as_ref(), saved),
-            Direction::Out => {
+        let Some(Change { nqn, bdev, direction, .. }) = self.changes.remove(&place) else { return };
+        match direction {
+            Direction::In(saved, new) => self.finish_attach(place, &nqn, bdev, &saved, new),
+            Direction::Out => self.bdevs.release(bdev.name()),
+            Direction::Back { nsid, error, reply } => {
                 self.bdevs.release(bdev.name());
-                Ok(json!({}))
+                self.drop_unused_subsystem(&nqn);
+                match reply {
+                    Some(reply) => drop(reply.send(Err(error))),
+                    None => self.note_down(&nqn, nsid, &error.message),
+                }
             }
-        };
-        match (reply, result) {
-            (Some(reply), result) => drop(reply.send(result)),
-            (None, Err(error)) => tracing::error!(nqn, nsid, %error, "not exported"),
-            (None, Ok(_)) => {}
         }
+        self.finish_removals();
     }
 
     fn finish_attach(
         &mut self,
+        place: Place,
+        nqn: &str,
+        bdev: Arc<dyn Bdev>,
+        saved: &SavedNamespace,
+        new: Option<NewExport>,
+    ) {
+        let params = new.as_ref().map(|new| &new.params);
+        let published = self.publish(nqn, bdev.as_ref(), saved, params);
+        let reply = new.map(|new| new.reply);
+        match published {
+            Ok(()) => {
+                tracing::info!(nqn, nsid = saved.nsid, bdev = saved.bdev, "exported");
+                self.down.remove(&(nqn.to_owned(), saved.nsid));
+                let export = self.state.export(nqn);
+                let info = export.map(|export| self.export_info(export, saved));
+                if let Some(reply) = reply {
+                    let _ = reply.send(Ok(json!(info)));
+                }
+            }
+            Err(error) => {
+                let back = Direction::Back { nsid: saved.nsid, error, reply };
+                self.detach(place, nqn, bdev, back);
+            }
+        }
+    }
+
+    /// Saves a namespace that every core has, then tells the hosts. A failure leaves state, hosts
+    /// and listeners as they were.
+    fn publish(
+        &mut self,
         nqn: &str,
         bdev: &dyn Bdev,
-        saved: SavedNamespace,
-    ) -> Result<Value, RpcError> {
+        saved: &SavedNamespace,
+        new: Option<&ExportAdd>,
+    ) -> Result<(), RpcError> {
+        if bdev.health() == Health::Failed {
+            let message = format!("{} failed while it was attached", saved.bdev);
+            return Err(RpcError::new(ErrorCode::Failed, message));
+        }
+        let listeners = new.map(|new| new.listeners.as_slice()).unwrap_or_default();
+        let opened = self.open_listeners(listeners)?;
+        let serial = self.target.subsystem(nqn).map(|s| s.serial().to_owned()).unwrap_or_default();
         let config = NamespaceConfig {
             nsid: Some(saved.nsid),
             name: saved.bdev.clone(),
@@ -222,137 +342,155 @@ impl Control {
             nguid: *saved.nguid.as_bytes(),
             read_only: false,
         };
-        self.target.add_namespace(nqn, config).map_err(target_error)?;
-        tracing::info!(nqn, nsid = saved.nsid, bdev = saved.bdev, "exported");
-        self.remember(nqn, saved.clone());
-        self.save_state()?;
-        let export = self.state.exports.iter().find(|export| export.nqn == nqn);
-        Ok(json!(export.map(|export| self.export_info(export, &saved))))
+        let published = self.commit(
+            |state| remember(state, nqn, serial, saved, new),
+            |control| {
+                control.target.add_namespace(nqn, config).map_err(target_error)?;
+                control.apply_access(nqn).inspect_err(|_| {
+                    let _ = control.target.remove_namespace(nqn, saved.nsid);
+                })
+            },
+        );
+        if published.is_err() {
+            opened.into_iter().for_each(|address| self.close_listener(address));
+        }
+        published
     }
 
-    /// Enters a namespace that is served into the state.
-    fn remember(&mut self, nqn: &str, saved: SavedNamespace) {
-        let Some(subsystem) = self.target.subsystem(nqn) else { return };
-        let (any_host, serial) = (subsystem.any_host(), subsystem.serial().to_owned());
-        let hosts: BTreeSet<String> = subsystem.hosts().map(str::to_owned).collect();
-        let exports = &mut self.state.exports;
-        let index = exports.iter().position(|export| export.nqn == nqn).unwrap_or_else(|| {
-            let (nqn, namespaces) = (nqn.to_owned(), Vec::new());
-            exports.push(Export { nqn, serial, any_host, hosts: BTreeSet::new(), namespaces });
-            exports.len() - 1
-        });
-        let export = &mut exports[index];
-        export.any_host = any_host;
-        export.hosts = hosts;
-        if !export.namespaces.contains(&saved) {
-            export.namespaces.push(saved);
-            export.namespaces.sort_by_key(|saved| saved.nsid);
+    /// Changes the state: saves the new one, then applies it. When either fails, the old state
+    /// stands, in memory and in the file.
+    pub(super) fn commit<T>(
+        &mut self,
+        change: impl FnOnce(&mut State),
+        apply: impl FnOnce(&mut Self) -> Result<T, RpcError>,
+    ) -> Result<T, RpcError> {
+        let mut state = self.state.clone();
+        change(&mut state);
+        if state == self.state {
+            return apply(self);
         }
+        if let Err(error) = self.state_file.save(&state) {
+            if matches!(error, StateError::Unsure { .. }) {
+                self.put_state_back();
+            }
+            let message = format!("nothing was changed, because it cannot be saved: {error}");
+            return Err(RpcError::new(ErrorCode::Failed, message));
+        }
+        let old = std::mem::replace(&mut self.state, state);
+        let applied = apply(self);
+        if applied.is_err() {
+            self.state = old;
+            self.put_state_back();
+        }
+        applied
+    }
+
+    fn put_state_back(&self) {
+        if let Err(error) = self.state_file.save(&self.state) {
+            tracing::error!(%error, "what was not done may be there after a restart");
+        }
+    }
+
+    /// Saves what is done already.
+    pub(super) fn save_state(&self) -> Result<(), RpcError> {
+        self.state_file.save(&self.state).map_err(|error| {
+            tracing::error!(%error, "the state is not saved");
+            let message = format!("done, but it will be gone after a restart: {error}");
+            RpcError::new(ErrorCode::Failed, message)
+        })
     }
 
     pub(super) fn remove_export(&mut self, params: &ExportRemove, reply: Reply) {
         match self.start_removal(params) {
-            Ok(place) => match place.and_then(|place| self.changes.get_mut(&place)) {
-                Some(change) => change.reply = Some(reply),
-                None => drop(reply.send(Ok(json!({})))),
-            },
+            Ok(left) => {
+                assert!(self.removals.len() < MAX_CALLS, "a removal for each call at most");
+                self.removals.push(Removal { left, reply });
+                self.finish_removals();
+            }
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    /// Names one of the changes that were started, whose end is the end of the removal.
-    fn start_removal(&mut self, params: &ExportRemove) -> Result<Option<(u32, u32)>, RpcError> {
+    /// Says which namespaces are on their way out.
+    fn start_removal(&mut self, params: &ExportRemove) -> Result<Vec<Place>, RpcError> {
         let ExportRemove { nqn, nsid, force } = params;
-        let export = self.state.exports.iter().find(|export| export.nqn == *nqn);
+        let export = self.state.export(nqn);
         let export = export.ok_or_else(|| not_found(format!("no export has the NQN {nqn}")))?;
         let wanted = |saved: &&SavedNamespace| nsid.is_none_or(|nsid| nsid == saved.nsid);
         let going: Vec<_> = export.namespaces.iter().filter(wanted).cloned().collect();
         if let (true, Some(nsid)) = (going.is_empty(), nsid) {
             return Err(not_found(format!("{nqn} has no namespace {nsid}")));
         }
-        let hosts: Vec<_> = self.target.controllers().filter(|c| c.subsystem_nqn == *nqn).collect();
-        if let (false, Some(host)) = (*force, hosts.first()) {
-            return Err(in_use(format!(
-                "{} {} connected to {nqn}, such as {}; disconnect first (on the host: nvme \
-                 disconnect -n {nqn}), or use --force",
-                hosts.len(),
-                if hosts.len() == 1 { "controller is" } else { "controllers are" },
-                host.host_nqn
-            )));
-        }
-        let subsystem = self.target.subsystem(nqn).map(|subsystem| subsystem.id().0);
         let whole = going.len() == export.namespaces.len();
-        let mut place = None;
+        let out = |change: &Change| matches!(change.direction, Direction::Out);
+        if self.changes.values().any(|change| change.nqn == *nqn && !out(change)) {
+            return Err(in_use(format!("a namespace of {nqn} is on its way; try again")));
+        }
+        if !force {
+            self.check_unused(nqn)?;
+        }
+        let keep = |saved: &SavedNamespace| !going.contains(saved);
+        let forget = |state: &mut State| match state.export_mut(nqn) {
+            Some(export) if !whole => export.namespaces.retain(keep),
+            _ => state.exports.retain(|export| export.nqn != *nqn),
+        };
+        self.commit(forget, |_| Ok(()))?;
+        let subsystem = self.target.subsystem(nqn).map(|subsystem| subsystem.id().0);
+        let mut left = Vec::new();
         for saved in &going {
-            let served = self.target.remove_namespace(nqn, saved.nsid).is_ok();
-            let (Some(subsystem), true) = (subsystem, served) else { continue };
-            place = Some(self.detach(subsystem, nqn, saved));
+            self.down.remove(&(nqn.clone(), saved.nsid));
+            self.withdraw(nqn, saved);
+            let place = subsystem.map(|id| (id, saved.nsid));
+            left.extend(place.filter(|place| self.changes.contains_key(place)));
         }
         if whole {
-            self.state.exports.retain(|export| export.nqn != *nqn);
-            if subsystem.is_some() {
-                self.target.remove_subsystem(nqn).map_err(target_error)?;
-            }
-        } else if let Some(export) = self.state.exports.iter_mut().find(|e| e.nqn == *nqn) {
-            export.namespaces.retain(|saved| !going.contains(saved));
+            // One that is not there never opened.
+            let _ = self.target.remove_subsystem(nqn);
         }
-        self.save_state()?;
-        Ok(place)
+        self.close_unused_listeners();
+        Ok(left)
+    }
+
+    fn check_unused(&self, nqn: &str) -> Result<(), RpcError> {
+        let hosts: Vec<_> = self.target.controllers().filter(|c| c.subsystem_nqn == nqn).collect();
+        let Some(host) = hosts.first() else { return Ok(()) };
+        Err(in_use(format!(
+            "{} {} connected to {nqn}, such as {}; disconnect first (on the host: nvme disconnect \
+             -n {nqn}), or use --force",
+            hosts.len(),
+            if hosts.len() == 1 { "controller is" } else { "controllers are" },
+            host.host_nqn
+        )))
+    }
+
+    /// Answers those whose namespaces are all gone.
+    fn finish_removals(&mut self) {
+        for Removal { left, .. } in &mut self.removals {
+            left.retain(|place| self.changes.contains_key(place));
+        }
+        for done in self.removals.extract_if(.., |removal| removal.left.is_empty()) {
+            let _ = done.reply.send(Ok(json!({})));
+        }
     }
 
     /// Ends every namespace on a block device that is lost. The exports stay in the state.
     pub(super) fn stop_serving(&mut self, bdev: &str) {
         for export in self.state.exports.clone() {
-            let subsystem = self.target.subsystem(&export.nqn).map(|subsystem| subsystem.id().0);
             for saved in export.namespaces.iter().filter(|saved| saved.bdev == bdev) {
-                let served = self.target.remove_namespace(&export.nqn, saved.nsid).is_ok();
-                if let (Some(subsystem), true) = (subsystem, served) {
-                    self.detach(subsystem, &export.nqn, saved);
-                }
+                self.withdraw(&export.nqn, saved);
+                self.note_down(&export.nqn, saved.nsid, &format!("{bdev} failed or was removed"));
             }
         }
     }
 
-    fn detach(&mut self, subsystem: u32, nqn: &str, saved: &SavedNamespace) -> (u32, u32) {
-        let place = (subsystem, saved.nsid);
-        let Some(bdev) = self.bdevs.get(&saved.bdev).cloned() else { return place };
-        for core in 0..self.cores.len() {
-            self.tell(core, CoreMessage::DetachNamespace { subsystem, nsid: saved.nsid });
+    /// Takes a namespace from hosts and cores, if it is served.
+    pub(super) fn withdraw(&mut self, nqn: &str, saved: &SavedNamespace) {
+        let subsystem = self.target.subsystem(nqn).map(|subsystem| subsystem.id().0);
+        let served = self.target.remove_namespace(nqn, saved.nsid).is_ok();
+        let bdev = self.bdevs.get(&saved.bdev).cloned();
+        if let (Some(subsystem), true, Some(bdev)) = (subsystem, served, bdev) {
+            self.detach((subsystem, saved.nsid), nqn, bdev, Direction::Out);
         }
-        let change = Change {
-            waiting: self.cores.len(),
-            nqn: nqn.to_owned(),
-            bdev,
-            direction: Direction::Out,
-            reply: None,
-        };
-        self.changes.insert(place, change);
-        place
-    }
-
-    pub(super) fn change_host(
-        &mut self,
-        change: &HostChange,
-        allow: bool,
-    ) -> Result<Value, RpcError> {
-        let HostChange { nqn, host } = change;
-        if !self.state.exports.iter().any(|export| export.nqn == *nqn) {
-            return Err(not_found(format!("no export has the NQN {nqn}")));
-        }
-        match allow {
-            true => self.target.allow_host(nqn, host),
-            false => self.target.deny_host(nqn, host),
-        }
-        .map_err(target_error)?;
-        let subsystem = self.target.subsystem(nqn);
-        let export = self.state.exports.iter_mut().find(|export| export.nqn == *nqn);
-        if let (Some(subsystem), Some(export)) = (subsystem, export) {
-            export.any_host = subsystem.any_host();
-            export.hosts = subsystem.hosts().map(str::to_owned).collect();
-        }
-        self.save_state()?;
-        let export = self.state.exports.iter().find(|export| export.nqn == *nqn);
-        Ok(json!(export.map(host_access)))
     }
 
     pub(super) fn export_list(&self) -> Vec<ExportInfo> {
@@ -361,49 +499,84 @@ impl Control {
     }
 
     fn export_info(&self, export: &Export, saved: &SavedNamespace) -> ExportInfo {
-        let transport = || "rdma".to_owned();
-        let listeners = self.listeners.iter();
-        let connect = |&address| api::connect_command("rdma", address, &export.nqn);
+        let listener = |&address| ListenerInfo { transport: "rdma".to_owned(), address };
+        let connect = |address| api::connect_command("rdma", address, &export.nqn);
+        let (state, reason) = self.export_state(&export.nqn, saved.nsid);
         ExportInfo {
             bdev: saved.bdev.clone(),
             nqn: export.nqn.clone(),
             nsid: saved.nsid,
+            state,
+            reason,
             uuid: saved.uuid.to_string(),
             nguid: saved.nguid.simple().to_string(),
             serial: export.serial.clone(),
             any_host: export.any_host,
             hosts: export.hosts.iter().cloned().collect(),
-            connect_commands: listeners.clone().map(connect).collect(),
-            listeners: listeners
-                .map(|&address| ListenerInfo { transport: transport(), address })
-                .collect(),
+            listeners: self.listeners.iter().map(listener).collect(),
+            connect_commands: self.reachable_addresses().into_iter().map(connect).collect(),
         }
     }
 
-    pub(super) fn host_list(&self, nqn: Option<&str>) -> Result<Value, RpcError> {
-        let exports = self.state.exports.iter().filter(|e| nqn.is_none_or(|nqn| e.nqn == nqn));
-        let list: Vec<_> = exports.map(host_access).collect();
-        match (list.is_empty(), nqn) {
-            (true, Some(nqn)) => Err(not_found(format!("no export has the NQN {nqn}"))),
-            _ => Ok(json!(list)),
+    fn export_state(&self, nqn: &str, nsid: u32) -> (ExportState, Option<String>) {
+        if let Some(reason) = self.down.get(&(nqn.to_owned(), nsid)) {
+            return (ExportState::Down, Some(reason.clone()));
         }
-    }
-
-    pub(super) fn save_state(&self) -> Result<(), RpcError> {
-        self.state_file.save(&self.state).map_err(|error| {
-            tracing::error!(%error, "the state is not saved");
-            let message = format!("done, but it will be gone after a restart: {error}");
-            RpcError::new(ErrorCode::Internal, message)
-        })
+        let subsystem = self.target.subsystem(nqn);
+        match subsystem.is_some_and(|s| s.namespaces().any(|one| one.nsid == nsid)) {
+            true => (ExportState::Up, None),
+            false => (ExportState::Starting, None),
+        }
     }
 }
 
-fn host_access(export: &Export) -> HostAccess {
-    HostAccess {
-        nqn: export.nqn.clone(),
-        any_host: export.any_host,
-        hosts: export.hosts.iter().cloned().collect(),
+fn nqn_of(params: &ExportAdd) -> String {
+    params.nqn.clone().unwrap_or_else(|| api::default_nqn(&params.bdev))
+}
+
+/// Hosts are denied unless somebody says otherwise, now or before.
+fn check_hosts(params: &ExportAdd, existing: Option<&Export>) -> Result<(), RpcError> {
+    let before = existing.is_some_and(|export| export.any_host || !export.hosts.is_empty());
+    if before || params.any_host || !params.hosts.is_empty() {
+        return Ok(());
     }
+    let bdev = &params.bdev;
+    let reason = format!("no host could connect to {bdev}: hosts are denied unless they are named");
+    let advice = format!(
+        "forebay export {bdev} --host $(cat /etc/nvme/hostnqn on the host), or --any-host to let \
+         every host in"
+    );
+    Err(RpcError::invalid("hosts", reason).with_advice(advice))
+}
+
+/// Enters a namespace into the state, and for a new export who may reach it and where.
+fn remember(
+    state: &mut State,
+    nqn: &str,
+    serial: String,
+    saved: &SavedNamespace,
+    new: Option<&ExportAdd>,
+) {
+    let index = state.exports.iter().position(|export| export.nqn == nqn).unwrap_or_else(|| {
+        state.exports.push(Export {
+            nqn: nqn.to_owned(),
+            serial,
+            any_host: false,
+            hosts: Default::default(),
+            listeners: Default::default(),
+            namespaces: Vec::new(),
+        });
+        state.exports.len() - 1
+    });
+    let export = &mut state.exports[index];
+    if let Some(new) = new {
+        export.any_host |= new.any_host;
+        export.hosts.extend(new.hosts.iter().cloned());
+        export.listeners.extend(&new.listeners);
+    }
+    export.namespaces.retain(|known| known.nsid != saved.nsid);
+    export.namespaces.push(saved.clone());
+    export.namespaces.sort_by_key(|saved| saved.nsid);
 }
 
 /// A serial number of our own for a new subsystem: 20 characters at most.
@@ -412,42 +585,6 @@ fn new_serial() -> String {
     format!("FB{}", &id[..16])
 }
 
-fn lowest_free_nsid(export: &Export) -> u32 {
-    let used = |nsid: u32| export.namespaces.iter().any(|saved| saved.nsid == nsid);
-    (1..).find(|&nsid| !used(nsid)).unwrap_or(1)
-}
-
-pub(super) fn not_found(message: impl Into<String>) -> RpcError {
-    RpcError::new(ErrorCode::NotFound, message)
-}
-
-pub(super) fn in_use(message: impl Into<String>) -> RpcError {
-    RpcError::new(ErrorCode::InUse, message)
-}
-
-pub(super) fn bdev_error(error: BdevError) -> RpcError {
-    let code = match &error {
-        BdevError::Claimed { .. } => ErrorCode::InUse,
-        BdevError::Exists { .. } => ErrorCode::Exists,
-        BdevError::Unknown { .. } => ErrorCode::NotFound,
-        BdevError::Invalid { .. } => ErrorCode::InvalidParams,
-        BdevError::NoQueue { .. } => ErrorCode::Limit,
-        _ => ErrorCode::Failed,
-    };
-    RpcError::new(code, error.to_string())
-}
-
-pub(super) fn target_error(error: TargetError) -> RpcError {
-    let code = match &error {
-        TargetError::SubsystemExists { .. }
-        | TargetError::NamespaceExists { .. }
-        | TargetError::ListenerExists { .. } => ErrorCode::Exists,
-        TargetError::UnknownSubsystem { .. }
-        | TargetError::UnknownNamespace { .. }
-        | TargetError::UnknownHost { .. }
-        | TargetError::UnknownListener { .. } => ErrorCode::NotFound,
-        TargetError::LimitReached { .. } => ErrorCode::Limit,
-        _ => ErrorCode::InvalidParams,
-    };
-    RpcError::new(code, error.to_string())
+fn unknown_bdev(name: &str) -> RpcError {
+    bdev_error(BdevError::Unknown { name: name.to_owned() })
 }

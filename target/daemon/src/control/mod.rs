@@ -3,23 +3,29 @@
 //! It owns the control half of NVMe-oF, the RDMA connections, the block devices and the exports,
 //! and talks to the cores by messages. Nothing here is shared, so nothing is locked; what takes
 //! several steps (a namespace is attached on every core before hosts hear of it) keeps its place in
-//! [`Control::changes`] meanwhile.
+//! [`Control::changes`] meanwhile. What is to survive a restart is in [`Control::state`], which is
+//! saved before anybody hears of a change.
 
 mod admin;
 mod devices;
+mod ending;
+mod errors;
 mod exports;
+mod hosts;
+mod listeners;
 mod rdma;
 mod requests;
 mod socket;
 mod stats;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use bdev::Registry;
 use dma::Arena;
 use nvmf::engine::QueueId;
@@ -36,11 +42,13 @@ pub(crate) use self::socket::{Asked, listen};
 
 use self::admin::Pending;
 use self::devices::Devices;
-use self::exports::Change;
+use self::exports::{Change, Place, Removal};
 use self::rdma::Action;
 use self::stats::Waiting;
+use crate::limits::CORE_BACKLOG;
 use crate::message::{ControlMessage, ControlRing, CoreMessage};
-use crate::state::{State, StateFile};
+use crate::state::State;
+use crate::state_file::StateFile;
 
 /// How often devices, listeners and reactors are looked after.
 const TICK: Duration = Duration::from_millis(10);
@@ -54,7 +62,9 @@ pub(crate) struct Control {
     pub(crate) cores: Vec<Reactor<CoreMessage>>,
     pub(crate) ring: Arc<ControlRing>,
     pub(crate) rdma: Option<Rdma>,
+    /// Where hosts connect, and which of that the command line asked for.
     pub(crate) listeners: Vec<SocketAddr>,
+    configured: Vec<SocketAddr>,
     pub(crate) bdevs: Registry,
     pub(crate) state: State,
     pub(crate) state_file: StateFile,
@@ -62,19 +72,29 @@ pub(crate) struct Control {
     pub(crate) arena: &'static Arena,
     pub(crate) log: LogHandle,
     devices: Devices,
-    /// Messages that found a core's inbox full, in order, by core.
+    /// Messages that found a core's inbox full, in order, by core; at most `CORE_BACKLOG` each.
     backlog: Vec<VecDeque<CoreMessage>>,
     /// The queue of each connection on its core, from when the core has taken it.
-    queues: HashMap<u64, QueueId>,
+    queues: HashMap<u64, CoreQueue>,
     /// Commands that cores wait for.
     commands: HashMap<CommandKey, Pending>,
     /// Abort commands that wait for a core's word.
     aborts: HashMap<u64, CommandKey>,
     next_token: u64,
-    /// Namespaces on their way in or out, by subsystem and NSID.
-    changes: HashMap<(u32, u32), Change>,
+    /// Namespaces on their way in or out.
+    changes: HashMap<Place, Change>,
+    removals: Vec<Removal>,
+    /// Why namespaces of the state are not served, by NQN and NSID.
+    down: BTreeMap<(String, u32), String>,
     stats_wanted: VecDeque<Waiting>,
     stopping: bool,
+}
+
+/// A queue as its core knows it.
+struct CoreQueue {
+    id: QueueId,
+    /// The core was told to close it.
+    closing: bool,
 }
 
 /// What a new control thread is made of.
@@ -102,6 +122,7 @@ impl Control {
             ring,
             rdma,
             listeners: Vec::new(),
+            configured: Vec::new(),
             bdevs: Registry::default(),
             state,
             state_file,
@@ -114,16 +135,31 @@ impl Control {
             aborts: HashMap::new(),
             next_token: 0,
             changes: HashMap::new(),
+            removals: Vec::new(),
+            down: BTreeMap::new(),
             stats_wanted: VecDeque::new(),
             stopping: false,
         }
     }
 
-    /// Runs until the daemon is to end.
+    /// Runs until the daemon is to end, and ends everything in order.
     ///
     /// # Errors
     /// A reactor has died, or the event loop cannot be set up.
     pub(crate) async fn run(mut self, mut calls: mpsc::Receiver<Asked>) -> anyhow::Result<()> {
+        let result = self.serve_all(&mut calls).await;
+        tracing::info!("ending");
+        // Whoever asked for it still gets the answer.
+        calls.close();
+        tokio::time::sleep(LAST_WORDS).await;
+        if result.is_ok() {
+            self.end_exports().await;
+        }
+        self.end_devices().await;
+        result
+    }
+
+    async fn serve_all(&mut self, calls: &mut mpsc::Receiver<Asked>) -> anyhow::Result<()> {
         let bell = watch(self.ring.bell())?;
         let events = match &self.rdma {
             Some(rdma) => Some(watch(rdma.channel())?),
@@ -153,10 +189,6 @@ impl Control {
             self.handle_outputs();
             self.flush_backlog();
         }
-        tracing::info!("ending");
-        // Whoever asked for it still gets the answer.
-        calls.close();
-        tokio::time::sleep(LAST_WORDS).await;
         Ok(())
     }
 
@@ -165,37 +197,15 @@ impl Control {
     /// # Errors
     /// A core does not answer.
     pub(crate) async fn settle(&mut self) -> anyhow::Result<()> {
-        let end = Instant::now() + Duration::from_secs(10);
-        while !self.changes.is_empty() {
-            anyhow::ensure!(Instant::now() < end, "a reactor does not answer");
-            self.drain_ring();
-            self.flush_backlog();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        Ok(())
-    }
-
-    /// Lets hosts in.
-    ///
-    /// # Errors
-    /// An address is no RDMA device's, or its port is taken.
-    pub(crate) fn open_listeners(&mut self, addresses: &[SocketAddr]) -> anyhow::Result<()> {
-        for &addr in addresses {
-            if self.listeners.contains(&addr) {
-                continue;
-            }
-            let rdma = self.rdma.as_mut();
-            rdma.context("this machine has no RDMA; see the log of forebay-target")?
-                .listen(addr)?;
-            let transport = nvmf::Transport::Rdma;
-            self.target.add_listener(nvmf::Listener { transport, addr })?;
-            self.listeners.push(addr);
-            tracing::info!(%addr, "listening");
-        }
+        let limit = Instant::now() + Duration::from_secs(10);
+        let settled = self.wait_until(limit, |control| control.changes.is_empty()).await;
+        anyhow::ensure!(settled, "a reactor does not answer");
         Ok(())
     }
 
     fn handle_tick(&mut self) -> anyhow::Result<()> {
+        // Before anything is found late: while this thread was busy, a keep-alive may have come.
+        self.drain_ring();
         let now = Instant::now();
         if self.target.poll_timeout().is_some_and(|at| at <= now) {
             self.target.handle_timeout(now);
@@ -211,8 +221,10 @@ impl Control {
         }
     }
 
+    /// Takes what is in the ring now; what comes meanwhile rings the bell again.
     fn drain_ring(&mut self) {
-        while let Some(message) = self.ring.pop() {
+        for _ in 0..self.ring.len() {
+            let Some(message) = self.ring.pop() else { return };
             self.handle_message(message);
             // Answers go out as they come, not after a whole ring of questions.
             self.handle_outputs();
@@ -265,10 +277,16 @@ impl Control {
         }
     }
 
-    /// Ends the queue of a connection. One that its core has not taken yet is closed when it has.
+    /// Ends the queue of a connection, whoever wants it and how often. One that its core has not
+    /// taken yet is closed when it has.
     fn close_queue(&mut self, key: u64) {
-        match self.queues.get(&key) {
-            Some(&queue) => self.tell_core_of(key, CoreMessage::CloseQueue { queue }),
+        match self.queues.get_mut(&key) {
+            Some(CoreQueue { closing: true, .. }) => {}
+            Some(CoreQueue { id, closing }) => {
+                *closing = true;
+                let queue = *id;
+                self.tell_core_of(key, CoreMessage::CloseQueue { queue });
+            }
             None => {
                 if let Some(rdma) = &mut self.rdma {
                     rdma.close_when_opened(key);
@@ -285,10 +303,14 @@ impl Control {
     }
 
     fn tell(&mut self, core: usize, message: CoreMessage) {
-        if !self.backlog[core].is_empty() {
-            self.backlog[core].push_back(message);
-        } else if let Err(message) = self.cores[core].send(message) {
-            self.backlog[core].push_back(message);
+        let backlog = &mut self.backlog[core];
+        let refused = match backlog.is_empty() {
+            true => self.cores[core].send(message).err(),
+            false => Some(message),
+        };
+        if let Some(message) = refused {
+            assert!(backlog.len() < CORE_BACKLOG, "more messages to core {core} than can wait");
+            backlog.push_back(message);
         }
     }
 

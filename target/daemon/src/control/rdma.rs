@@ -5,7 +5,7 @@
 //! frees the memory only after it has been told so.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -106,6 +106,25 @@ impl Rdma {
         Ok(())
     }
 
+    /// Listens on an address as soon as a device has it.
+    pub(crate) fn listen_later(&mut self, address: SocketAddr) {
+        self.listeners.push(Listener { address, id: None });
+    }
+
+    pub(crate) fn stop_listening(&mut self, address: SocketAddr) {
+        self.listeners.retain(|listener| listener.address != address);
+    }
+
+    /// Whether an RDMA device has this address.
+    pub(crate) fn has_address(&self, ip: IpAddr) -> bool {
+        let bound = self.channel.create_id().map(|id| id.bind(SocketAddr::new(ip, 0)));
+        matches!(bound, Ok(Ok(())))
+    }
+
+    pub(crate) fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Listens again, every now and then, on addresses whose device was away.
     pub(crate) fn retry_listeners(&mut self, now: Instant) {
         if now < self.next_retry {
@@ -117,7 +136,7 @@ impl Rdma {
             if id.is_none()
                 && let Ok(id) = self.bind(*address)
             {
-                tracing::info!(%address, "listening again");
+                tracing::info!(%address, "listening");
                 self.listeners[index].id = Some(id);
             }
         }

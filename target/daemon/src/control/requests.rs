@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use api::results::{BdevInfo, ConnectionInfo, QueueInfo, VersionInfo};
 use api::{BdevCreate, BdevKind, Call, ErrorCode, RpcError};
-use bdev::{Bdev, FileBdev, Health, NullBdev, RamBdev};
+use bdev::{Bdev, BdevError, FileBdev, Health, NullBdev, RamBdev};
 use nvmf::engine::QueueLoad;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Control;
-use super::exports::bdev_error;
+use super::errors::bdev_error;
 use super::socket::Asked;
 use super::stats::Wanted;
-use crate::state::SavedBdev;
+use crate::state::{SavedBdev, State};
 
 impl Control {
     pub(super) fn handle_call(&mut self, asked: Asked) {
@@ -32,8 +32,8 @@ impl Control {
             Call::BdevCreate(params) => self.create_bdev(params),
             Call::BdevDelete(params) => self.delete_bdev(&params.name),
             Call::ExportList(_) => Ok(json!(self.export_list())),
-            Call::HostAllow(change) => self.change_host(&change, true),
-            Call::HostDeny(change) => self.change_host(&change, false),
+            Call::HostAllow(change) => self.allow_host(&change),
+            Call::HostDeny(change) => self.deny_host(&change),
             Call::HostList(params) => self.host_list(params.nqn.as_deref()),
             Call::LogLevel(params) => self.set_log_level(params.level),
             Call::Shutdown(_) => {
@@ -81,25 +81,28 @@ impl Control {
     fn create_bdev(&mut self, params: BdevCreate) -> Result<Value, RpcError> {
         let BdevCreate { kind, name, size_bytes, block_bytes, path } = params;
         let saved = SavedBdev {
-            kind: kind_name(kind).to_owned(),
+            kind,
             name,
             size_bytes: size_bytes.unwrap_or(0),
             block_bytes,
             path: path.map(Into::into),
         };
         if self.bdevs.get(&saved.name).is_some() {
-            return Err(bdev_error(bdev::BdevError::Exists { name: saved.name }));
+            return Err(bdev_error(BdevError::Exists { name: saved.name }));
         }
         if let (BdevKind::File, Some(bytes), Some(path)) = (kind, size_bytes, &saved.path)
             && !path.exists()
         {
             FileBdev::create(&saved.name, &path.to_string_lossy(), bytes).map_err(bdev_error)?;
         }
-        let bdev = make_bdev(kind, &saved)?;
+        let bdev = make_bdev(&saved)?;
         let name = saved.name.clone();
-        self.bdevs.add(bdev).map_err(bdev_error)?;
-        self.state.bdevs.push(saved);
-        self.save_state()?;
+        let enter = |state: &mut State| {
+            // One of that name that could not be made again after a restart is replaced.
+            state.bdevs.retain(|known| known.name != saved.name);
+            state.bdevs.push(saved);
+        };
+        self.commit(enter, |control| control.bdevs.add(bdev).map_err(bdev_error))?;
         self.serve_waiting(&name);
         Ok(json!(self.bdev_list().into_iter().find(|info| info.name == name)))
     }
@@ -107,11 +110,7 @@ impl Control {
     /// Makes again what users created before a restart.
     pub(crate) fn restore_bdevs(&mut self) {
         for saved in &self.state.bdevs {
-            let kinds = [BdevKind::Ram, BdevKind::Null, BdevKind::File];
-            let made = match kinds.into_iter().find(|&kind| kind_name(kind) == saved.kind) {
-                Some(kind) => make_bdev(kind, saved),
-                None => Err(RpcError::invalid("kind", format!("unknown: {:?}", saved.kind))),
-            };
+            let made = make_bdev(saved);
             let added = made.and_then(|bdev| self.bdevs.add(bdev).map_err(bdev_error));
             if let Err(error) = added {
                 tracing::error!(bdev = saved.name, %error, "not there after the restart");
@@ -125,10 +124,12 @@ impl Control {
             let error = RpcError::new(ErrorCode::InUse, format!("{name} is on an SSD"));
             return Err(error.with_advice("forebay device release BDF gives the SSD back"));
         }
-        self.bdevs.remove(name).map_err(bdev_error)?;
-        self.state.bdevs.retain(|saved| saved.name != name);
-        self.save_state()?;
-        Ok(json!({}))
+        let forget = |state: &mut State| state.bdevs.retain(|saved| saved.name != name);
+        self.commit(forget, |control| match control.bdevs.remove(name) {
+            // It could not be made again after a restart: its entry was all there is.
+            Err(BdevError::Unknown { .. }) if ours => Ok(json!({})),
+            removed => removed.map(|_| json!({})).map_err(bdev_error),
+        })
     }
 
     pub(super) fn connection_list(&self, loads: &[(u64, QueueLoad)]) -> Vec<ConnectionInfo> {
@@ -164,8 +165,8 @@ impl Control {
     }
 }
 
-fn make_bdev(kind: BdevKind, saved: &SavedBdev) -> Result<Arc<dyn Bdev>, RpcError> {
-    let SavedBdev { name, size_bytes, block_bytes, path, .. } = saved;
+fn make_bdev(saved: &SavedBdev) -> Result<Arc<dyn Bdev>, RpcError> {
+    let SavedBdev { kind, name, size_bytes, block_bytes, path } = saved;
     let block_count = size_bytes / u64::from(*block_bytes);
     let made: Result<Arc<dyn Bdev>, _> = match kind {
         BdevKind::Ram => {
@@ -179,14 +180,6 @@ fn make_bdev(kind: BdevKind, saved: &SavedBdev) -> Result<Arc<dyn Bdev>, RpcErro
         }
     };
     made.map_err(bdev_error)
-}
-
-fn kind_name(kind: BdevKind) -> &'static str {
-    match kind {
-        BdevKind::Ram => "ram",
-        BdevKind::Null => "null",
-        BdevKind::File => "file",
-    }
 }
 
 fn bdev_info(bdev: &dyn Bdev, holder: Option<&str>) -> BdevInfo {

@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::limits::MAX_CALLS;
+
 /// Where the answer to a call goes.
 pub(crate) type Reply = oneshot::Sender<Result<Value, RpcError>>;
 
@@ -19,9 +21,6 @@ pub(crate) struct Asked {
     pub(crate) call: Call,
     pub(crate) reply: Reply,
 }
-
-/// Connections to the socket at the same time.
-const MAX_CONNECTIONS: usize = 64;
 
 /// Binds the socket, only for its owner, and serves it on this thread's runtime.
 ///
@@ -44,13 +43,13 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<mpsc::Receiver<Asked>> {
     nix::sys::stat::umask(mask);
     let listener = listener.with_context(|| format!("binding {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    let (calls, receiver) = mpsc::channel(MAX_CONNECTIONS);
+    let (calls, receiver) = mpsc::channel(MAX_CALLS);
     tokio::spawn(accept(listener, calls));
     Ok(receiver)
 }
 
 async fn accept(listener: UnixListener, calls: mpsc::Sender<Asked>) {
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
+    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_CALLS));
     loop {
         let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Control;
 use super::socket::Reply;
+use crate::limits::MAX_CALLS;
 use crate::message::{self, CoreMessage, PoolUse};
 
 /// What a caller wants that needs the counters of every core.
@@ -24,6 +25,7 @@ pub(super) struct Waiting {
 
 impl Control {
     pub(super) fn collect_stats(&mut self, wanted: Wanted, reply: Reply) {
+        assert!(self.stats_wanted.len() < MAX_CALLS, "one for each call at most");
         let stats = self.cores.iter().map(|_| None).collect();
         self.stats_wanted.push_back(Waiting { wanted, stats, reply });
         for core in 0..self.cores.len() {
