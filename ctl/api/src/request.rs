@@ -78,7 +78,8 @@ methods! {
     /// Lets a host reach a subsystem, or every host.
     /// Returns the subsystem's [`HostAccess`](crate::results::HostAccess).
     HostAllow(HostChange) = "host.allow";
-    /// Ends that, and disconnects who may not reach it any more. Returns the subsystem's `HostAccess`.
+    /// Ends that, and disconnects who may not reach it any more. Returns the subsystem's
+    /// `HostAccess`.
     HostDeny(HostChange) = "host.deny";
     /// Who may reach what. Returns a list of `HostAccess`.
     HostList(HostList) = "host.list";

@@ -80,19 +80,45 @@ fn main() -> anyhow::Result<()> {
         });
         let parts = Parts { target, cores, ring, rdma, state, state_file, arena, log };
         let mut control = Control::new(parts);
-        // The block devices first, then who may use them, then the doors: a host that comes back
-        // early finds the connection refused, which it retries, rather than its subsystem unknown.
-        control.restore_devices();
-        control.restore_bdevs();
-        control.restore_exports();
-        control.settle().await?;
-        control.restore_listeners(&options.listen)?;
-        let calls = control::listen(&options.socket)?;
+        let calls = match restore(&mut control, &options).await {
+            Ok(()) => control::listen(&options.socket),
+            Err(error) => Err(error),
+        };
+        let calls = match calls {
+            Ok(calls) => calls,
+            Err(error) => {
+                control.end_devices().await;
+                return Err(error);
+            }
+        };
         tracing::info!(socket = %options.socket.display(), "ready");
         let result = control.run(calls).await;
         let _ = std::fs::remove_file(&options.socket);
         result
     })
+}
+
+/// The block devices first, then who may use them, then the doors: a host that comes back early
+/// finds the connection refused, which it retries, rather than its subsystem unknown.
+async fn restore(control: &mut Control, options: &Options) -> anyhow::Result<()> {
+    control.restore_devices();
+    control.restore_bdevs();
+    control.restore_exports();
+    control.settle().await?;
+    control.restore_listeners(&options.listen)
+}
+
+/// One daemon has a state directory, and one a control socket; either may be another's.
+fn take_locks(options: &Options) -> anyhow::Result<[Lock; 2]> {
+    let take = |directory: &Path, file: &Path, what: &Path| {
+        make_directory(directory).with_context(|| format!("making {}", directory.display()))?;
+        Ok::<_, anyhow::Error>(Lock::take(file, what)?)
+    };
+    let (state, socket) = (&options.state_dir, &options.socket);
+    let mut beside = socket.clone().into_os_string();
+    beside.push(".lock");
+    let directory = socket.parent().unwrap_or(Path::new(""));
+    Ok([take(state, &state.join("lock"), state)?, take(directory, beside.as_ref(), socket)?])
 }
 
 /// What each core has of the arena.
@@ -122,19 +148,6 @@ impl Shares {
     fn io_queues(&self) -> u32 {
         ((self.memory - self.memory / 16) / nvmf_rdma::limits::largest_queue_bytes()) as u32
     }
-}
-
-/// One daemon has a state directory, and one a control socket; either may be another's.
-fn take_locks(options: &Options) -> anyhow::Result<[Lock; 2]> {
-    let take = |directory: &Path, file: &Path, what: &Path| {
-        make_directory(directory).with_context(|| format!("making {}", directory.display()))?;
-        Ok::<_, anyhow::Error>(Lock::take(file, what)?)
-    };
-    let (state, socket) = (&options.state_dir, &options.socket);
-    let mut beside = socket.clone().into_os_string();
-    beside.push(".lock");
-    let directory = socket.parent().unwrap_or(Path::new(""));
-    Ok([take(state, &state.join("lock"), state)?, take(directory, beside.as_ref(), socket)?])
 }
 
 /// Starts a reactor on each CPU, each with its share of the arena.

@@ -1,7 +1,8 @@
 //! The file that holds the state.
 //!
-//! JSON, written whole to a temporary file beside it, flushed, and renamed over the old one, so that
-//! a crash leaves either the old state or the new. One daemon at a time has it: see [`crate::lock`].
+//! JSON, written whole to a temporary file beside it, flushed, and renamed over the old one, so
+//! that a crash leaves either the old state or the new. One daemon at a time has it: see
+//! [`crate::lock`].
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};

@@ -17,7 +17,7 @@ use vfio::pci::{Bdf, Controller, System};
 use vfio::{Device, VfioError};
 
 use super::Control;
-use super::errors::bdev_error;
+use super::exports::bdev_error;
 use super::socket::Reply;
 
 /// The SSDs that are ours.

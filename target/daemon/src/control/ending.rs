@@ -33,7 +33,7 @@ impl Control {
     }
 
     /// Shuts every SSD down.
-    pub(super) async fn end_devices(&mut self) {
+    pub(crate) async fn end_devices(&mut self) {
         let now = Instant::now();
         self.begin_close_devices(now);
         let limit = now + DEVICES_END_LIMIT;

@@ -11,12 +11,11 @@ use api::results::{ExportInfo, ExportState, ListenerInfo};
 use api::{ErrorCode, ExportAdd, ExportRemove, RpcError};
 use bdev::{Bdev, BdevError, Health};
 use nvmf::engine::Namespace;
-use nvmf::{NamespaceConfig, SubsystemConfig};
+use nvmf::{NamespaceConfig, SubsystemConfig, TargetError};
 use serde_json::json;
 use uuid::Uuid;
 
 use super::Control;
-use super::errors::{bdev_error, in_use, not_found, target_error};
 use super::socket::Reply;
 use crate::limits::{MAX_CALLS, MAX_EXPORTS};
 use crate::message::CoreMessage;
@@ -587,4 +586,38 @@ fn new_serial() -> String {
 
 fn unknown_bdev(name: &str) -> RpcError {
     bdev_error(BdevError::Unknown { name: name.to_owned() })
+}
+
+pub(super) fn not_found(message: impl Into<String>) -> RpcError {
+    RpcError::new(ErrorCode::NotFound, message)
+}
+
+pub(super) fn in_use(message: impl Into<String>) -> RpcError {
+    RpcError::new(ErrorCode::InUse, message)
+}
+
+pub(super) fn bdev_error(error: BdevError) -> RpcError {
+    let code = match &error {
+        BdevError::Claimed { .. } => ErrorCode::InUse,
+        BdevError::Exists { .. } => ErrorCode::Exists,
+        BdevError::Unknown { .. } => ErrorCode::NotFound,
+        BdevError::Invalid { .. } => ErrorCode::InvalidParams,
+        BdevError::NoQueue { .. } => ErrorCode::Limit,
+        _ => ErrorCode::Failed,
+    };
+    RpcError::new(code, error.to_string())
+}
+
+pub(super) fn target_error(error: TargetError) -> RpcError {
+    let code = match &error {
+        TargetError::SubsystemExists { .. }
+        | TargetError::NamespaceExists { .. }
+        | TargetError::ListenerExists { .. } => ErrorCode::Exists,
+        TargetError::UnknownSubsystem { .. }
+        | TargetError::UnknownNamespace { .. }
+        | TargetError::UnknownListener { .. } => ErrorCode::NotFound,
+        TargetError::LimitReached { .. } => ErrorCode::Limit,
+        _ => ErrorCode::InvalidParams,
+    };
+    RpcError::new(code, error.to_string())
 }

@@ -5,7 +5,7 @@ use api::{HostChange, RpcError};
 use serde_json::{Value, json};
 
 use super::Control;
-use super::errors::{not_found, target_error};
+use super::exports::{not_found, target_error};
 use crate::state::Export;
 
 impl Control {

@@ -9,7 +9,6 @@
 mod admin;
 mod devices;
 mod ending;
-mod errors;
 mod exports;
 mod hosts;
 mod listeners;

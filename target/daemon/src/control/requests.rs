@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Control;
-use super::errors::bdev_error;
+use super::exports::bdev_error;
 use super::socket::Asked;
 use super::stats::Wanted;
 use crate::state::{SavedBdev, State};
