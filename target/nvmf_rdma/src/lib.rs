@@ -283,7 +283,7 @@ impl RdmaCarrier {
         ids: &[RequestId],
         memory: &mut Pool,
     ) -> Result<(), RdmaQp> {
-        let mut connection = Connection::new(queue, key, qp, params.read_limit, ids);
+        let mut connection = Connection::new(queue, key, Some(qp), params.read_limit, ids);
         if connection.allocate(memory, &mut self.slots, params.in_capsule) {
             let posted = ids.iter().all(|&id| {
                 self.slots[id.0 as usize].as_ref().is_some_and(|slot| connection.receive(id, slot))
@@ -359,16 +359,11 @@ impl RdmaCarrier {
     fn handle_completion(&mut self, completion: &Completion) -> Option<Event> {
         let wr_id = WrId::from_bits(completion.wr_id());
         let id = wr_id.request();
-        let Some(slot) = self.slots.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some((slot, connection)) = owner(&mut self.slots, &mut self.connections, wr_id) else {
             self.stats.stale += 1;
             return None;
         };
         let index = slot.connection;
-        let connection = self.connections[index].as_mut()?;
-        if !wr_id.is_of(connection.queue) || connection.broken {
-            self.stats.stale += 1;
-            return None;
-        }
         let status = completion.status();
         if !status.is_success() {
             // A flush is what a disconnect looks like from here.
@@ -434,6 +429,7 @@ impl RdmaCarrier {
         self.touch(index);
     }
 
+    #[inline]
     fn connection_of(&self, id: RequestId) -> Option<usize> {
         Some(self.slots.get(id.0 as usize)?.as_ref()?.connection)
     }
@@ -453,6 +449,52 @@ impl RdmaCarrier {
         {
             connection.broken = true;
             self.broken.push_back(connection.queue);
+        }
+    }
+}
+
+/// The connection that a completion is for: none, when its queue pair was given up, or belonged to
+/// an earlier connection of the same slots.
+#[inline]
+fn owner<'a>(
+    slots: &'a mut [Option<Slot>],
+    connections: &'a mut [Option<Connection>],
+    wr_id: WrId,
+) -> Option<(&'a mut Slot, &'a mut Connection)> {
+    let slot = slots.get_mut(wr_id.request().0 as usize)?.as_mut()?;
+    let connection = connections[slot.connection].as_mut()?;
+    (wr_id.is_of(connection.queue) && !connection.broken).then_some((slot, connection))
+}
+
+#[cfg(test)]
+mod tests {
+    use dma::Arena;
+
+    use super::*;
+
+    #[test]
+    fn a_completion_of_a_destroyed_queue_pair_is_for_no_connection() {
+        let arena = Arena::plain_pages(1 << 20).unwrap();
+        let mut memory = Pool::new(arena, 64 << 10, 32 << 10).unwrap();
+        let (mut slots, mut connections) = ([const { None }; 2], [const { None }; 4]);
+        let id = RequestId(1);
+        let queue = |generation: u64| QueueId::from_bits(generation << 32 | 3);
+        let left_behind = WrId::new(Kind::Read, queue(7), id);
+        for generation in [7, 8] {
+            let mut connection = Connection::new(queue(generation), 0, None, 1, &[id]);
+            assert!(connection.allocate(&mut memory, &mut slots, false));
+            connections[3] = Some(connection);
+            let own = WrId::new(Kind::Read, queue(generation), id);
+            assert!(owner(&mut slots, &mut connections, own).is_some());
+            let stale = owner(&mut slots, &mut connections, left_behind).is_none();
+            assert_eq!(stale, generation == 8, "generation {generation}");
+            let other_slot = WrId::new(Kind::Read, queue(generation), RequestId(0));
+            assert!(owner(&mut slots, &mut connections, other_slot).is_none());
+            // The queue pair is given up; its memory stays until the queue has drained.
+            assert!(connections[3].as_mut().is_some_and(|it| it.take_qp().is_none()));
+            assert!(owner(&mut slots, &mut connections, own).is_none());
+            connections[3].take().unwrap().free(&mut memory, &mut slots);
+            assert!(owner(&mut slots, &mut connections, own).is_none());
         }
     }
 }
