@@ -1,8 +1,8 @@
-# testbed: ssds=2 vcpus=4 memory=4G hugepages=256 mark=long timeout=420
+# testbed: ssds=2 mark=ci timeout=300
 # Two reactors: both queues of the host and both queue pairs of each SSD are at work, and the CPU
-# copies nothing. Identity field by field; xfs; a second host; a host that is not allowed.
+# copies nothing. Identity field by field; xfs.
 
-target_start --cores 2 --listen "$HOST_IP:4420" --memory 256
+target_start --cores 2 --listen "$HOST_IP:4420" --memory 192
 mkdir -p /mnt/a
 
 step "two SSDs"
@@ -10,20 +10,11 @@ for ssd in 0 1; do
     check "bind SSD $ssd" forebay device bind "$(ssd_bdf "$ssd")"
 done
 hostnqn=$(nvme gen-hostnqn)
-other_host=$(nvme gen-hostnqn)
 nqn=nqn.2026-11.io.forebay:shared
 export_bdev ssd0n1 --nqn "$nqn" --host "$hostnqn" >line
 check "a second namespace in the subsystem" forebay export ssd1n1 --nqn "$nqn"
 
-step "a host that is not allowed sees nothing and does not come in"
-log=$(nvme discover -t rdma -a "$HOST_IP" -s 4420 -q "$other_host" -I "${other_host##*:}" -o json)
-expect_json "its discovery log" "$log" "[.records[]? | select(.subnqn == \"$nqn\")] | length" 0
-expect_failure "its connect" "." nvme connect -t rdma -a "$HOST_IP" -s 4420 -n "$nqn" -q "$other_host" -I "${other_host##*:}"
-dmesg_allow 'Connect (command failed|Invalid Data Parameter|for subsystem .* is not allowed)'
-dmesg_allow 'failed to connect queue: 0'
-dmesg_allow 'rejected by target|not allowed, hostnqn'
-
-step "the allowed host"
+step "attach"
 device=$(connect_line "$(<line)" -q "$hostnqn" -I "${hostnqn##*:}" -k 60 --nr-io-queues=2)
 wait_for 10 "namespace 2 is there" ns_device "$nqn" 2 >/dev/null
 second=$(ns_device "$nqn" 2)
@@ -68,19 +59,5 @@ expect_json "bytes copied by the CPU" "$stats" \
 expect_json "queues that took commands" "$(forebay connection list --json)" \
     '[.[].queues[] | select(.qid > 0 and .commands > 100)] | length' 2
 
-step "a second host shares the namespace"
-check "allow" forebay host allow "$nqn" "$other_host"
-check "connect" nvme connect -t rdma -a "$HOST_IP" -s 4420 -n "$nqn" -q "$other_host" -I "${other_host##*:}" -k 60
-expect_json "controllers" "$(forebay connection list --json)" \
-    "[.[] | select(.nqn == \"$nqn\") | .cntlid] | unique | length" 2
-expect_failure "unexport while attached" "in use|connected" forebay unexport "$nqn"
-
-step "denied, it goes"
-check "deny" forebay host deny "$nqn" "$other_host"
-one_controller() { [ "$(forebay connection list --json | jq length)" = 1 ]; }
-wait_for 20 "only one controller is left" one_controller
-dmesg_allow 'starting error recovery|Reconnecting in|Failed reconnect|RECV for CQE|reconnect'
-# What the kernel says when it takes leave of a controller that is gone already.
-dmesg_allow 'Property Set error'
 detach "$nqn"
 target_stop
