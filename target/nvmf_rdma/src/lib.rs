@@ -497,4 +497,41 @@ mod tests {
             assert!(owner(&mut slots, &mut connections, own).is_none());
         }
     }
+    /// `docs/data-path.md` says what a connection takes; this is what it takes.
+    #[test]
+    fn what_a_connection_takes_is_what_the_page_says() {
+        let page = include_str!("../../../docs/data-path.md");
+        let arena = Arena::plain_pages(4 << 20).unwrap();
+        let mut memory = Pool::new(arena, 2 << 20, 1 << 20).unwrap();
+        let columns = [(128, true), (32, true), (32, false)].map(|(entries, in_capsule)| {
+            let count = limits::slots(entries);
+            let ids: Vec<_> = (0..count).map(RequestId).collect();
+            let mut slots: Vec<_> = ids.iter().map(|_| None).collect();
+            let mut connection = Connection::new(QueueId::from_bits(0), 0, None, 1, &ids);
+            assert!(connection.allocate(&mut memory, &mut slots, in_capsule));
+            let taken = memory.bytes() - memory.free_bytes();
+            connection.free(&mut memory, &mut slots);
+            assert_eq!(memory.free_bytes(), memory.bytes());
+            (count, limits::send_depth(entries), taken)
+        });
+        let row = |what: &str, cell: &dyn Fn((u32, u32, usize)) -> String| {
+            let row = format!("| {what} | {} |", columns.map(cell).join(" | "));
+            assert!(page.contains(&row), "the page does not say: {row}");
+        };
+        row("slots, and requests of the slab", &|(slots, _, _)| slots.to_string());
+        row("capsules: slots × (64 + 16)", &|(slots, _, _)| grouped(slots as usize * 80));
+        row("**bytes of the arena**", &|(_, _, taken)| format!("**{}**", grouped(taken)));
+        row("receive + send work requests", &|(slots, sends, _)| format!("{slots} + {sends}"));
+        row("entries reserved in the core's CQ", &|(slots, sends, _)| (slots + sends).to_string());
+        let queues = (28 << 20) / columns[0].2;
+        assert!(page.contains(&format!("which is {queues} I/O")), "{queues}");
+    }
+
+    /// 12,800
+    fn grouped(number: usize) -> String {
+        match number {
+            0..1000 => number.to_string(),
+            _ => format!("{},{:03}", grouped(number / 1000), number % 1000),
+        }
+    }
 }
