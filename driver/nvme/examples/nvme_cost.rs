@@ -4,9 +4,8 @@
 //! Usage: nvme_cost [TURNS [plain|shadow]]
 //!
 //! With doorbells in registers (plain) and with shadow doorbells, in rounds that alternate: prints
-//! nanoseconds per command, the median of the rounds, and doorbells per command. For instructions
-//! per command, run it under `valgrind --tool=callgrind --toggle-collect='*measured*'` and divide by
-//! the commands that it prints; `tests/cost` does so.
+//! nanoseconds per command, the median of the rounds, and doorbells per command. `tests/cost` counts
+//! instructions: it runs this under callgrind, which collects in the functions named measured.
 
 use std::hint::black_box;
 use std::sync::Arc;
