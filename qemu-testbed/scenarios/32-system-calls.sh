@@ -29,7 +29,7 @@ traced() {
     wait_for 30 "it is read" reads_of "$1"
     read -r -a before <<<"$(counters)"
     # -y: which file a descriptor is. The end of strace is the end of the trace.
-    timeout --preserve-status --signal=INT 8 \
+    timeout --preserve-status --signal=INT 4 \
         strace -q -y -e 'trace=!sched_yield' -o "$trace" -p "$reactor" || true
     read -r -a after <<<"$(counters)"
     kill -INT "$load"

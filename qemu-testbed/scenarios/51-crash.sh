@@ -19,11 +19,11 @@ step "killed under load"
 # Each block is written once, so that what is verified at the end was acknowledged then, be it
 # before the kill or after it. The rate keeps fio busy for longer than the daemon is away.
 fio --name=load --filename="$device" --ioengine=libaio --direct=1 --rw=randwrite --bs=4k \
-    --iodepth=16 --size=32m --rate_iops=500 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+    --iodepth=16 --size=12m --rate_iops=300 --verify=crc32c --verify_fatal=1 --do_verify=1 \
     --output="$RESULTS/load.txt" &
 load=$!
-written() { forebay stats --json | jq -e '[.namespaces[].writes] | add > 1000' >/dev/null; }
-wait_for 30 "a thousand blocks are written" written
+written() { forebay stats --json | jq -e '[.namespaces[].writes] | add > 500' >/dev/null; }
+wait_for 30 "five hundred blocks are written" written
 kill -9 "$target_pid"
 wait "$target_pid" || true
 wait_for 30 "the host has noticed" grep -qv live "/sys/class/nvme/$controller/state"
