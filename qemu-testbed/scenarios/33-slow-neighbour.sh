@@ -5,7 +5,7 @@
 # What the slow block device takes for each I/O, and what the other one may take at most. The
 # machine itself is slow too; what counts is that nobody waits for the slow one.
 DELAY_MS=1000
-ROUNDS=6
+ROUNDS=4
 
 step "a block device that takes $DELAY_MS ms"
 disk=$(null_blk nullb0 64)
