@@ -4,8 +4,8 @@
 //! Usage: nvme_cost [TURNS [plain|shadow]]
 //!
 //! With doorbells in registers (plain) and with shadow doorbells, in rounds that alternate: prints
-//! nanoseconds per command, the median of the rounds, and doorbells per command. `tests/cost` counts
-//! instructions: it runs this under callgrind, which collects in the functions named measured.
+//! nanoseconds per command, the median of the rounds, and doorbells per command. For instructions
+//! there is `tests/cost`: it runs this under callgrind, which collects in what is named measured.
 
 use std::hint::black_box;
 use std::sync::Arc;
