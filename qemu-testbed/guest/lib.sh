@@ -80,14 +80,36 @@ dmesg_allowed=('long keepalive RTT')
 # dmesg_allow REGEX: a warning that this scenario provokes on purpose.
 dmesg_allow() { dmesg_allowed+=("$1"); }
 
+# kernel_log [dmesg options...]: prints what the kernel has said since the scenario began.
+kernel_log() {
+    dmesg --notime "$@" \
+        | awk -v mark="testbed: begin $SCENARIO" '$0 == mark { text = ""; next }
+                                                  { text = text $0 "\n" } END { printf "%s", text }'
+}
+
+# expect_kernel WHAT REGEX: the kernel must have said so since the scenario began, or soon.
+expect_kernel() {
+    wait_for 10 "the kernel says '$2'" kernel_said "$2" >/dev/null
+    say "ok: $1: $(kernel_log | grep -E -- "$2" | tail -n 1)"
+}
+
+kernel_said() { kernel_log | grep -E -- "$1" >/dev/null; }
+
+# A keep-alive that is in flight when the host itself takes leave is cancelled, and the host's kernel
+# calls that a failure. Prints such lines; a failure at any other time is one.
+cancelled_keep_alives() {
+    kernel_log | awk '/^nvme nvme[0-9]+: new ctrl/ { delete leaving[$2] }
+                      /^nvme nvme[0-9]+: Removing ctrl/ { leaving[$2] = 1 }
+                      /: failed nvme_keep_alive_end_io/ && leaving[$2]'
+}
+
 # dmesg_clean: no error or warning since the scenario began from what Forebay has to do with.
 dmesg_clean() {
     local lines regex
-    lines=$(dmesg --level emerg,alert,crit,err,warn --notime \
-        | awk -v mark="testbed: begin $SCENARIO" '$0 == mark { text = ""; next }
-                                                  { text = text $0 "\n" } END { printf "%s", text }' \
+    lines=$(kernel_log --level emerg,alert,crit,err,warn \
         | grep -iE 'nvme|rxe|rdma|infiniband|ib_|vfio|DMAR|iommu|BUG|WARNING:|Oops|hung|blocked for|Call Trace|I/O error' \
         || true)
+    lines=$(grep -vxF -f <(cancelled_keep_alives) <<<"$lines" || true)
     for regex in "${dmesg_allowed[@]}"; do
         lines=$(grep -vE "$regex" <<<"$lines" || true)
     done
@@ -248,6 +270,26 @@ ns_controllers() {
     done
 }
 
+# nvme_as HOSTNQN VERB [nvme options...]: nvme as another host than the guest itself; `-n` and what
+# else the verb needs is up to the caller.
+nvme_as() {
+    local hostnqn=$1 verb=$2
+    shift 2
+    nvme "$verb" -t rdma -a "$HOST_IP" -s 4420 -q "$hostnqn" -I "${hostnqn##*:}" "$@"
+}
+
+# controller_of HOSTNQN NQN: prints the name (nvmeN) of the controller that this host has.
+controller_of() {
+    local name
+    for name in $(ns_controllers "$2"); do
+        if [ "$(cat "/sys/class/nvme/$name/hostnqn")" = "$1" ]; then
+            echo "$name"
+            return
+        fi
+    done
+    return 1
+}
+
 # attach NQN [NSID [nvme connect options...]]: connects and prints the block device. Keep-alive is
 # slow, because on a busy machine a guest stands still for seconds.
 attach() {
@@ -275,6 +317,21 @@ fio_verify() {
         --output-format=json --output="$RESULTS/fio.json" "$@" \
         || fail "fio with verification on $filename $*: $(fio_json | jq -c '.jobs[].error')"
     expect_json "fio $* without errors" "$(fio_json)" '[.jobs[].error] | add' 0
+}
+
+# verify_meanwhile FILENAME [fio options...]: fio_verify again and again in the background, until
+# verified_meanwhile, which fails unless all of it went well.
+verify_meanwhile() {
+    rm -f /tmp/enough
+    until [ -e /tmp/enough ]; do
+        fio_verify "$@"
+    done &
+    verifying=$!
+}
+
+verified_meanwhile() {
+    touch /tmp/enough
+    check "verified meanwhile" wait "$verifying"
 }
 
 # fio writes its warnings into the same file, before the JSON.

@@ -49,9 +49,13 @@ ssd_arguments() {
 # start_machine SCENARIO [QEMU ARGUMENTS...]: boots the machine that the scenario's header asks for
 # in the background; its process id is then in `qemu_pid`.
 start_machine() {
-    local scenario=$1 n
+    local scenario=$1 n iommu=()
     shift
     mkdir -p "$boot_dir/results/requests"
+    # Before the devices that it translates.
+    # shellcheck disable=SC2054 # the commas are QEMU's
+    [ "$(header "$scenario" iommu)" = 0 ] \
+        || iommu=(-device intel-iommu,intremap=on,caching-mode=on)
     # shellcheck disable=SC2054 # the commas are QEMU's
     arguments=(
         -name forebay-testbed
@@ -60,11 +64,11 @@ start_machine() {
         -nodefaults -display none -no-reboot
         -kernel "$image/vmlinuz" -initrd "$image/initrd"
         # tsc=reliable: a busy machine must not make the guest's kernel doubt its clock, and patch
-        # itself under running CPUs, which QEMU's emulation does not survive.
+        # itself under running CPUs, which QEMU's emulation does not survive; no_timer_check: nor
+        # must it conclude, from ticks that came late, that there are none.
         -append "console=ttyS0 quiet root=/dev/vda rw init=/stage0 net.ifnames=0 panic=-1 \
-tsc=reliable intel_iommu=on iommu=pt hugepages=$(header "$scenario" hugepages)"
-        # Before the devices that it translates.
-        -device "intel-iommu,intremap=on,caching-mode=on"
+tsc=reliable no_timer_check intel_iommu=on iommu=pt hugepages=$(header "$scenario" hugepages)"
+        "${iommu[@]}"
         -drive "file=$image/root.img,if=none,id=root,format=raw,snapshot=on"
         -device "virtio-blk-pci,drive=root"
         -netdev "user,id=net0,restrict=on" -device "virtio-net-pci,netdev=net0"

@@ -61,35 +61,59 @@ install_packages() {
         || die "could not install: ${missing[*]}"
 }
 
-# QEMU is refused by apt where newer QEMU tools from backports are installed already: the
-# system emulator must then come from backports too.
+# QEMU is refused by apt where newer QEMU tools from backports are installed already: the system
+# emulator must then come from backports too. Any other failure (no network, say) is only told.
 install_qemu() {
-    local codename keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    local log
     command -v qemu-system-x86_64 >/dev/null && return 0
     say "Installing Debian packages: qemu-system-x86"
     apt_quietly update || die "apt-get update failed"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends \
-        qemu-system-x86 >/dev/null 2>&1 && return 0
+    log=$(mktemp)
+    if as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -q -y install \
+        --no-install-recommends qemu-system-x86 >"$log" 2>&1; then
+        rm -f "$log"
+        return 0
+    fi
+    tail -n 30 "$log" >&2
+    if grep -qE 'held broken packages|have unmet dependencies|Unsatisfied dependencies' "$log"; then
+        rm -f "$log"
+        install_qemu_from_backports
+        return
+    fi
+    rm -f "$log"
+    die "could not install qemu-system-x86"
+}
 
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
+install_qemu_from_backports() {
+    local codename mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    local source=/etc/apt/sources.list.d/forebay-backports.sources
+    codename=$(debian_codename)
+    mirror=$(debian_mirror)
     say "The plain package conflicts with what is installed: taking QEMU from $codename-backports"
-    say "(adds /etc/apt/sources.list.d/forebay-backports.sources)"
-    as_root tee /etc/apt/sources.list.d/forebay-backports.sources >/dev/null <<SOURCES
+    say "(adds $source)"
+    as_root tee "$source" >/dev/null <<SOURCES
 Types: deb
-URIs: $(debian_mirror)
+URIs: $mirror
 Suites: $codename-backports
 Components: main
 Signed-By: $keyring
 SOURCES
-    apt_quietly update || die "apt-get update failed with $codename-backports added"
-    apt_quietly install --no-install-recommends -t "$codename-backports" qemu-system-x86 \
-        || die "could not install qemu-system-x86, neither plain nor from backports"
+    if apt_quietly update \
+        && apt_quietly install --no-install-recommends -t "$codename-backports" qemu-system-x86; then
+        return 0
+    fi
+    as_root rm -f "$source"
+    die "could not install qemu-system-x86, neither plain nor from backports ($source is gone again)"
 }
+
+# In a substitution as argument of a command, a failure of these two ends only the substitution:
+# assign what they print to a variable first.
+debian_codename() { (. /etc/os-release && printf '%s\n' "${VERSION_CODENAME:?}"); }
 
 # The mirror that apt on this machine takes Debian from; needs the lists of `apt-get update`.
 debian_mirror() {
     local codename mirror
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:?}")
+    codename=$(debian_codename)
     # shellcheck disable=SC2016 # the $(...) belong to apt
     mirror=$(apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(CODENAME)|$(REPO_URI)' \
         'Created-By: Packages' | awk -F '|' -v codename="$codename" \

@@ -10,6 +10,7 @@ declare -A header_defaults=(
     [vcpus]=2
     [memory]=2G
     [hugepages]=128   # of 2 MiB
+    [iommu]=1         # 0: a machine without one
     [hotplug]=0       # 1: each SSD behind a root port, so that it can be unplugged
     [size]=1G         # of each namespace
     [block]=512       # logical block size in bytes

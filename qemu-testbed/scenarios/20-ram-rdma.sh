@@ -40,9 +40,15 @@ step "a file system"
 check "mkfs" mkfs.ext4 -q "$device"
 mkdir -p /mnt/a
 check "mount" mount "$device" /mnt/a
-check "write" cp -r /usr/share/doc /mnt/a/
+# Mounted again, they come from the target and not from the page cache.
+check "write" cp -r /etc /usr/lib/udev /mnt/a/
+sums=$(cd /mnt/a && find etc udev -type f | sort | xargs -d '\n' md5sum)
+check "several files" test "$(wc -l <<<"$sums")" -gt 100
 check "umount" umount /mnt/a
 check "fsck" e2fsck -fn "$device"
+check "mount" mount -o ro "$device" /mnt/a
+(cd /mnt/a && md5sum --quiet --check - <<<"$sums") || fail "a file is not as it was"
+check "umount" umount /mnt/a
 
 step "detach"
 detach "$NQN"

@@ -25,7 +25,12 @@ sleep 3
 step "unplugged"
 host_do qmp '{"execute": "device_del", "arguments": {"id": "ssd0"}}'
 wait_for 40 "the SSD is gone" test ! -e "/sys/bus/pci/devices/$bdf"
-dmesg_allow 'I/O error|I/O Cmd|Buffer I/O|pciehp|Slot\(|no usable path|vfio'
+# The going namespace, as a whole and as a path to it, and the request to let the SSD go.
+head=${going#/dev/}
+path="${head%n1}c[0-9]+n1"
+dmesg_allow "$path: I/O Cmd|dev $path, sector|dev $head, logical block"
+dmesg_allow "block $head: no (usable|available) path"
+dmesg_allow "vfio-pci $bdf: Relaying device request"
 if wait "$going_pid"; then fail "I/O to what is gone succeeded"; fi
 say "ok: I/O to what is gone fails"
 

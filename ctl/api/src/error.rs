@@ -142,6 +142,17 @@ mod tests {
     }
 
     #[test]
+    fn the_page_has_every_code_and_every_method() {
+        let page = include_str!("../../../docs/control-socket.md");
+        for (code, number) in CODES {
+            assert!(page.contains(&format!("\n| {number} | ")), "{code:?}");
+        }
+        for method in crate::METHODS {
+            assert!(page.contains(&format!("\n| `{method}` | ")), "{method}");
+        }
+    }
+
+    #[test]
     fn details_are_left_out_where_there_are_none() {
         let error = RpcError::new(ErrorCode::NotFound, "no such bdev");
         let text = serde_json::to_string(&error).unwrap();

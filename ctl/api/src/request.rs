@@ -124,7 +124,7 @@ pub struct DeviceRelease {
 pub enum BdevKind {
     /// Memory; its contents end with the daemon.
     Ram,
-    /// Nothing: writes vanish, reads return what is in the buffer. For benchmarks.
+    /// Nothing: writes vanish, reads return zeroes. For benchmarks.
     Null,
     /// A file or a block device of the kernel.
     File,

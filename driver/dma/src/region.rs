@@ -81,7 +81,7 @@ impl Region {
     }
 
     /// Makes `bytes` from `offset` zero and gives whole pages of them back to the system.
-    pub fn discard(&self, offset: usize, bytes: usize) {
+    pub fn deallocate(&self, offset: usize, bytes: usize) {
         let start = self.at(offset, bytes);
         let pages = offset.next_multiple_of(4096)..(offset + bytes) / 4096 * 4096;
         // A call for less than a few pages costs more than it frees.
@@ -132,7 +132,7 @@ mod tests {
     use crate::Arena;
 
     #[test]
-    fn discarded_bytes_are_zero_and_their_neighbours_are_not() {
+    fn deallocated_bytes_are_zero_and_their_neighbours_are_not() {
         let arena = Arena::plain_pages(1 << 20).unwrap();
         let span = arena.carve(512 << 10, 4096).unwrap();
         let region = Region::new(1 << 20).unwrap();
@@ -140,7 +140,7 @@ mod tests {
         region.write(0, span);
         assert!(region.equals(0, span));
         for (offset, bytes) in [(5000, 300_000), (400_000, 100)] {
-            region.discard(offset, bytes);
+            region.deallocate(offset, bytes);
             let back = span.subspan(0, bytes as u32);
             region.read(offset, back);
             let mut copy = vec![1; bytes];

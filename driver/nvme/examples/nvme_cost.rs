@@ -1,11 +1,11 @@
 //! What the driver itself costs: submits and completes 4 KiB reads over completions that are there
 //! already, without a controller.
 //!
-//! Usage: nvme_cost [TURNS]
+//! Usage: nvme_cost [TURNS [plain|shadow]]
 //!
-//! Prints nanoseconds per command and doorbells per command. For instructions per command, run it
-//! under `valgrind --tool=callgrind --toggle-collect='*measured*'` and divide by the commands that
-//! it prints.
+//! With doorbells in registers (plain) and with shadow doorbells, in rounds that alternate: prints
+//! nanoseconds per command, the median of the rounds, and doorbells per command. For instructions
+//! there is `tests/cost`: it runs this under callgrind, which collects in what is named measured.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -20,14 +20,20 @@ use nvme_spec::registers::{cq_head_doorbell, sq_tail_doorbell};
 
 const DEPTH: u32 = 32;
 
+/// Rounds of each kind.
+const ROUNDS: u32 = 9;
+
 /// Hands everything to an emulated controller that works only when stepped; doorbells of the I/O
 /// queue later, so that the driver pays one store for each.
 struct Counting {
     ssd: EmulatedNvme,
     doorbells: AtomicU64,
-    /// Submission tail and completion head of queue 1.
+    /// Submission tail and completion head of queue 1, if rung since the last step.
     rung: [AtomicU32; 2],
 }
+
+/// No value of a doorbell.
+const SILENT: u32 = u32::MAX;
 
 /// The doorbells of queue 1, with a stride of 4 bytes.
 const IO_DOORBELLS: [u32; 2] = [sq_tail_doorbell(1, 0), cq_head_doorbell(1, 0)];
@@ -35,8 +41,11 @@ const IO_DOORBELLS: [u32; 2] = [sq_tail_doorbell(1, 0), cq_head_doorbell(1, 0)];
 impl Counting {
     /// The controller's turn.
     fn step(&self) {
-        for (register, value) in IO_DOORBELLS.into_iter().zip(&self.rung) {
-            self.ssd.write32(register, value.load(Ordering::Relaxed));
+        for (register, rung) in IO_DOORBELLS.into_iter().zip(&self.rung) {
+            match rung.swap(SILENT, Ordering::Relaxed) {
+                SILENT => {}
+                value => self.ssd.write32(register, value),
+            }
         }
         self.ssd.step();
     }
@@ -85,35 +94,79 @@ impl PciDevice for Counting {
 
 fn main() -> Result<()> {
     let turns: u32 = std::env::args().nth(1).map_or(Ok(20_000), |text| text.parse())?;
-    let arena = Arena::plain_pages(16 << 20)?;
-    let setup = Setup { stepped: true, ..Setup::default() };
-    let ssd = EmulatedNvme::new(arena, setup);
-    let device = Arc::new(Counting { ssd, doorbells: AtomicU64::new(0), rung: Default::default() });
-    let mut nvme = NvmeDevice::bring_up(Arc::clone(&device), arena, Config::default())?;
-    let mut pair = nvme.queues().take(nvme.namespaces()).context("no queue pair")?;
-    let data = arena.carve(4096, 4096)?;
-    let mut spent = Duration::ZERO;
-    for turn in 0..turns {
-        let began = Instant::now();
-        measured_submit(&mut pair, data, turn);
-        measured_poll(&mut pair, began);
-        spent += began.elapsed();
-        device.step();
-        let began = Instant::now();
-        measured_poll(&mut pair, began);
-        let ended = measured_completed(&mut pair);
-        spent += began.elapsed();
-        ensure!(ended == DEPTH, "{ended} of {DEPTH} commands ended");
+    let only = std::env::args().nth(2);
+    let mut benches = Vec::new();
+    for (name, shadow_doorbells) in [("plain", false), ("shadow", true)] {
+        if only.as_deref().is_none_or(|only| only == name) {
+            benches.push(Bench::new(name, shadow_doorbells)?);
+        }
     }
-    nvme.poll(Instant::now());
-    let commands = u64::from(turns) * u64::from(DEPTH);
-    let doorbells = device.doorbells.load(Ordering::Relaxed);
-    println!(
-        "{commands} commands, {:.1} ns and {:.3} doorbells each",
-        spent.as_nanos() as f64 / commands as f64,
-        doorbells as f64 / commands as f64
-    );
+    for _ in 0..ROUNDS {
+        for bench in &mut benches {
+            bench.round(turns.div_ceil(ROUNDS))?;
+        }
+    }
+    benches.iter_mut().for_each(Bench::report);
     Ok(())
+}
+
+/// One way to tell the controller of commands.
+struct Bench {
+    name: &'static str,
+    device: Arc<Counting>,
+    nvme: NvmeDevice<Counting>,
+    pair: IoQueuePair<Counting>,
+    data: DmaSpan,
+    commands: u64,
+    /// Of each round.
+    ns_per_command: Vec<f64>,
+}
+
+impl Bench {
+    fn new(name: &'static str, shadow_doorbells: bool) -> Result<Self> {
+        let arena = Arena::plain_pages(16 << 20)?;
+        let setup = Setup { stepped: true, shadow_doorbells, ..Setup::default() };
+        let ssd = EmulatedNvme::new(arena, setup);
+        let rung = [AtomicU32::new(SILENT), AtomicU32::new(SILENT)];
+        let device = Arc::new(Counting { ssd, doorbells: AtomicU64::new(0), rung });
+        let nvme = NvmeDevice::bring_up(Arc::clone(&device), arena, Config::default())?;
+        let pair = nvme.queues().take(nvme.namespaces()).context("no queue pair")?;
+        let data = arena.carve(4096, 4096)?;
+        let ns_per_command = Vec::new();
+        Ok(Self { name, device, nvme, pair, data, commands: 0, ns_per_command })
+    }
+
+    fn round(&mut self, turns: u32) -> Result<()> {
+        let mut spent = Duration::ZERO;
+        for turn in 0..turns {
+            let began = Instant::now();
+            measured_submit(&mut self.pair, self.data, turn);
+            measured_poll(&mut self.pair, began);
+            spent += began.elapsed();
+            self.device.step();
+            let began = Instant::now();
+            measured_poll(&mut self.pair, began);
+            let ended = measured_completed(&mut self.pair);
+            spent += began.elapsed();
+            ensure!(ended == DEPTH, "{ended} of {DEPTH} commands ended");
+        }
+        self.nvme.poll(Instant::now());
+        let commands = u64::from(turns) * u64::from(DEPTH);
+        self.commands += commands;
+        self.ns_per_command.push(spent.as_nanos() as f64 / commands as f64);
+        Ok(())
+    }
+
+    fn report(&mut self) {
+        self.ns_per_command.sort_by(f64::total_cmp);
+        let ns = self.ns_per_command[self.ns_per_command.len() / 2];
+        let doorbells = self.device.doorbells.load(Ordering::Relaxed) as f64;
+        let Self { name, commands, .. } = self;
+        println!(
+            "{name}: {commands} commands, {ns:.1} ns and {:.3} doorbells each",
+            doorbells / *commands as f64
+        );
+    }
 }
 
 #[inline(never)]

@@ -43,7 +43,7 @@ pub enum FileOp {
         durable: bool,
     },
     /// Everything that completed before is on stable media when it completes (fdatasync).
-    Sync,
+    Flush,
     /// Frees the range, which reads as zeroes afterwards.
     PunchHole {
         /// First byte in the file.
@@ -187,7 +187,7 @@ fn entry(file: Fixed, op: FileOp) -> squeue::Entry {
             let write = opcode::Write::new(file, from.as_ptr().cast_const(), from.len());
             write.offset(offset).rw_flags(flags).build()
         }
-        FileOp::Sync => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
+        FileOp::Flush => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
         FileOp::PunchHole { offset, bytes } => {
             opcode::Fallocate::new(file, bytes).offset(offset).mode(hole).build()
         }
@@ -226,7 +226,7 @@ mod tests {
             let write = FileOp::Write { offset: 4096, from: out, durable };
             assert_eq!(run(&mut ring, write), Ok(8192));
         }
-        assert_eq!(run(&mut ring, FileOp::Sync), Ok(0));
+        assert_eq!(run(&mut ring, FileOp::Flush), Ok(0));
         assert_eq!(run(&mut ring, FileOp::PunchHole { offset: 8192, bytes: 4096 }), Ok(0));
         assert_eq!(run(&mut ring, FileOp::Read { offset: 4096, to: back }), Ok(8192));
         let mut bytes = [1; 8192];
@@ -239,13 +239,13 @@ mod tests {
     fn a_full_ring_refuses_and_a_dropped_one_waits() {
         let file = tempfile::tempfile().unwrap();
         let mut ring = Ring::new(&[file], 2).unwrap();
-        ring.push(1, 0, FileOp::Sync).unwrap();
-        ring.push(2, 0, FileOp::Sync).unwrap();
-        assert_eq!(ring.push(3, 0, FileOp::Sync), Err(Full));
+        ring.push(1, 0, FileOp::Flush).unwrap();
+        ring.push(2, 0, FileOp::Flush).unwrap();
+        assert_eq!(ring.push(3, 0, FileOp::Flush), Err(Full));
         ring.submit();
         while ring.reap().is_none() {
             std::thread::yield_now();
         }
-        ring.push(3, 0, FileOp::Sync).unwrap();
+        ring.push(3, 0, FileOp::Flush).unwrap();
     }
 }

@@ -143,7 +143,7 @@ enum Step {
     /// Freeing because the file system cannot zero in place.
     ZeroByHole,
     /// The last step of a flush, or of write zeroes with FUA.
-    Sync,
+    Flush,
 }
 
 /// What becomes of an I/O after a step.
@@ -186,7 +186,7 @@ impl FileChannel {
                     if bytes == 0 { return self.skip(running, index, count) } else { bytes };
                 (BUFFERED, FileOp::PunchHole { offset, bytes })
             }
-            (_, Step::Sync, _) => (BUFFERED, FileOp::Sync),
+            (_, Step::Flush, _) => (BUFFERED, FileOp::Flush),
             _ => return Err(Status::INTERNAL_ERROR.with_dnr()),
         };
         Ok(operation)
@@ -229,7 +229,7 @@ impl FileChannel {
                 Next::Step(Step::Range(index + 1))
             }
             (Op::WriteZeroes { fua: true, .. }, Step::Range(_) | Step::ZeroByHole, Ok(_)) => {
-                Next::Step(Step::Sync)
+                Next::Step(Step::Flush)
             }
             (_, _, Ok(_)) => Next::End(Status::SUCCESS),
         }
@@ -296,7 +296,7 @@ impl Channel for FileChannel {
         let step = match io.op {
             Op::Read | Op::Write { .. } | Op::Compare => Step::Data(0),
             Op::WriteZeroes { .. } | Op::Deallocate { .. } => Step::Range(0),
-            Op::Flush => Step::Sync,
+            Op::Flush => Step::Flush,
         };
         self.comparing |= is_compare;
         match checked {

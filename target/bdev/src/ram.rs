@@ -107,11 +107,11 @@ impl RamChannel {
             (Op::Compare, Some(data)) if !self.region.equals(offset, data) => {
                 return Err(Status::COMPARE_FAILURE.with_dnr());
             }
-            (Op::WriteZeroes { .. }, _) => self.region.discard(offset, span.bytes as usize),
+            (Op::WriteZeroes { .. }, _) => self.region.deallocate(offset, span.bytes as usize),
             (Op::Deallocate { ranges: count }, Some(data)) => {
                 for range in ranges(count, data, &self.geometry) {
                     let (offset, bytes) = range?;
-                    self.region.discard(offset as usize, bytes as usize);
+                    self.region.deallocate(offset as usize, bytes as usize);
                 }
             }
             _ => {}

@@ -62,7 +62,7 @@ impl Connection {
     pub(crate) fn new(
         queue: QueueId,
         key: u64,
-        qp: RdmaQp,
+        qp: Option<RdmaQp>,
         read_limit: u32,
         ids: &[RequestId],
     ) -> Self {
@@ -77,7 +77,7 @@ impl Connection {
             touched: false,
             broken: false,
             send_calls_counted: 0,
-            qp: Some(qp),
+            qp,
             ids: ids.to_vec(),
             capsules: None,
             pages: Vec::new(),

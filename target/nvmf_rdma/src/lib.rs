@@ -283,7 +283,7 @@ impl RdmaCarrier {
         ids: &[RequestId],
         memory: &mut Pool,
     ) -> Result<(), RdmaQp> {
-        let mut connection = Connection::new(queue, key, qp, params.read_limit, ids);
+        let mut connection = Connection::new(queue, key, Some(qp), params.read_limit, ids);
         if connection.allocate(memory, &mut self.slots, params.in_capsule) {
             let posted = ids.iter().all(|&id| {
                 self.slots[id.0 as usize].as_ref().is_some_and(|slot| connection.receive(id, slot))
@@ -359,16 +359,11 @@ impl RdmaCarrier {
     fn handle_completion(&mut self, completion: &Completion) -> Option<Event> {
         let wr_id = WrId::from_bits(completion.wr_id());
         let id = wr_id.request();
-        let Some(slot) = self.slots.get_mut(id.0 as usize).and_then(Option::as_mut) else {
+        let Some((slot, connection)) = owner(&mut self.slots, &mut self.connections, wr_id) else {
             self.stats.stale += 1;
             return None;
         };
         let index = slot.connection;
-        let connection = self.connections[index].as_mut()?;
-        if !wr_id.is_of(connection.queue) || connection.broken {
-            self.stats.stale += 1;
-            return None;
-        }
         let status = completion.status();
         if !status.is_success() {
             // A flush is what a disconnect looks like from here.
@@ -434,6 +429,7 @@ impl RdmaCarrier {
         self.touch(index);
     }
 
+    #[inline]
     fn connection_of(&self, id: RequestId) -> Option<usize> {
         Some(self.slots.get(id.0 as usize)?.as_ref()?.connection)
     }
@@ -453,6 +449,89 @@ impl RdmaCarrier {
         {
             connection.broken = true;
             self.broken.push_back(connection.queue);
+        }
+    }
+}
+
+/// The connection that a completion is for: none, when its queue pair was given up, or belonged to
+/// an earlier connection of the same slots.
+#[inline]
+fn owner<'a>(
+    slots: &'a mut [Option<Slot>],
+    connections: &'a mut [Option<Connection>],
+    wr_id: WrId,
+) -> Option<(&'a mut Slot, &'a mut Connection)> {
+    let slot = slots.get_mut(wr_id.request().0 as usize)?.as_mut()?;
+    let connection = connections[slot.connection].as_mut()?;
+    (wr_id.is_of(connection.queue) && !connection.broken).then_some((slot, connection))
+}
+
+#[cfg(test)]
+mod tests {
+    use dma::Arena;
+
+    use super::*;
+
+    #[test]
+    fn a_completion_of_a_destroyed_queue_pair_is_for_no_connection() {
+        let arena = Arena::plain_pages(1 << 20).unwrap();
+        let mut memory = Pool::new(arena, 64 << 10, 32 << 10).unwrap();
+        let (mut slots, mut connections) = ([const { None }; 2], [const { None }; 4]);
+        let id = RequestId(1);
+        let queue = |generation: u64| QueueId::from_bits(generation << 32 | 3);
+        let left_behind = WrId::new(Kind::Read, queue(7), id);
+        for generation in [7, 8] {
+            let mut connection = Connection::new(queue(generation), 0, None, 1, &[id]);
+            assert!(connection.allocate(&mut memory, &mut slots, false));
+            connections[3] = Some(connection);
+            let own = WrId::new(Kind::Read, queue(generation), id);
+            assert!(owner(&mut slots, &mut connections, own).is_some());
+            let stale = owner(&mut slots, &mut connections, left_behind).is_none();
+            assert_eq!(stale, generation == 8, "generation {generation}");
+            let other_slot = WrId::new(Kind::Read, queue(generation), RequestId(0));
+            assert!(owner(&mut slots, &mut connections, other_slot).is_none());
+            // The queue pair is given up; its memory stays until the queue has drained.
+            assert!(connections[3].as_mut().is_some_and(|it| it.take_qp().is_none()));
+            assert!(owner(&mut slots, &mut connections, own).is_none());
+            connections[3].take().unwrap().free(&mut memory, &mut slots);
+            assert!(owner(&mut slots, &mut connections, own).is_none());
+        }
+    }
+    /// `docs/data-path.md` says what a connection takes; this is what it takes.
+    #[test]
+    fn what_a_connection_takes_is_what_the_page_says() {
+        let page = include_str!("../../../docs/data-path.md");
+        let arena = Arena::plain_pages(4 << 20).unwrap();
+        let mut memory = Pool::new(arena, 2 << 20, 1 << 20).unwrap();
+        let columns = [(128, true), (32, true), (32, false)].map(|(entries, in_capsule)| {
+            let count = limits::slots(entries);
+            let ids: Vec<_> = (0..count).map(RequestId).collect();
+            let mut slots: Vec<_> = ids.iter().map(|_| None).collect();
+            let mut connection = Connection::new(QueueId::from_bits(0), 0, None, 1, &ids);
+            assert!(connection.allocate(&mut memory, &mut slots, in_capsule));
+            let taken = memory.bytes() - memory.free_bytes();
+            connection.free(&mut memory, &mut slots);
+            assert_eq!(memory.free_bytes(), memory.bytes());
+            (count, limits::send_depth(entries), taken)
+        });
+        let row = |what: &str, cell: &dyn Fn((u32, u32, usize)) -> String| {
+            let row = format!("| {what} | {} |", columns.map(cell).join(" | "));
+            assert!(page.contains(&row), "the page does not say: {row}");
+        };
+        row("slots, and requests of the slab", &|(slots, _, _)| slots.to_string());
+        row("capsules: slots × (64 + 16)", &|(slots, _, _)| grouped(slots as usize * 80));
+        row("**bytes of the arena**", &|(_, _, taken)| format!("**{}**", grouped(taken)));
+        row("receive + send work requests", &|(slots, sends, _)| format!("{slots} + {sends}"));
+        row("entries reserved in the core's CQ", &|(slots, sends, _)| (slots + sends).to_string());
+        let queues = (28 << 20) / columns[0].2;
+        assert!(page.contains(&format!("which is {queues} I/O")), "{queues}");
+    }
+
+    /// 12,800
+    fn grouped(number: usize) -> String {
+        match number {
+            0..1000 => number.to_string(),
+            _ => format!("{},{:03}", grouped(number / 1000), number % 1000),
         }
     }
 }

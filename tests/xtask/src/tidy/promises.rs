@@ -1,23 +1,33 @@
 //! Every promise names the test that keeps it.
 
+use std::collections::HashSet;
+
 use super::{Finding, Source};
 use crate::tree::Tree;
 
 const PROMISES: &str = "docs/promises.md";
+const WHY_NUMBERS: &str = "others refer to a promise by its number";
 const WHY: &str = "a promise without a test that exists is only a hope";
 
 /// Checks each row of the tables in `docs/promises.md`, once that file exists.
 ///
 /// A row names tests in backquotes: `crate::module::test_name`, or
-/// `qemu-testbed/scenarios/NAME.sh`. At least one is there, and all that are there exist.
+/// `qemu-testbed/scenarios/NAME.sh`. At least one is there, and all that are there exist. A row's
+/// number is no other row's.
 pub fn check(tree: &Tree, sources: &[Source<'_>]) -> Vec<Finding> {
     let Some(text) = tree.files.get(PROMISES) else { return Vec::new() };
     let lines: Vec<&str> = text.lines().collect();
     let mut findings = Vec::new();
+    let mut numbers = HashSet::new();
     for (index, line) in lines.iter().enumerate() {
         let header = lines.get(index + 1).is_some_and(|next| is_rule(next));
         if !line.trim_start().starts_with('|') || is_rule(line) || header {
             continue;
+        }
+        let number = line.split('|').nth(1).unwrap_or_default().trim();
+        if !numbers.insert(number) {
+            let what = format!("number {number} is given twice");
+            findings.push(Finding::new(PROMISES, index + 1, what, WHY_NUMBERS));
         }
         let mut named = 0;
         for reference in line.split('`').skip(1).step_by(2) {

@@ -234,3 +234,16 @@ fn promises_name_tests_that_exist() {
         assert!(found.iter().all(|finding| finding.line == 3));
     }
 }
+
+#[test]
+fn the_number_of_a_promise_is_given_once() {
+    let root = clean_tree();
+    write(root.path(), "qemu-testbed/scenarios/demo.sh", "");
+    let row = |number: u32| format!("| {number} | p | `qemu-testbed/scenarios/demo.sh` |\n");
+    let table = |rows: &str| format!("| | promise | test |\n| --- | --- | --- |\n{rows}");
+    let text = format!("{}\n{}", table(&(row(1) + &row(2))), table(&(row(4) + &row(2))));
+    write(root.path(), "docs/promises.md", &text);
+    let found = findings(root.path());
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].line, 9);
+}

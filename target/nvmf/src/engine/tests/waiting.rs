@@ -74,6 +74,29 @@ fn writes_wait_for_a_buffer_before_they_fetch() {
 }
 
 #[test]
+fn a_host_that_takes_no_response_holds_up_only_itself() {
+    let mut world = World::new();
+    let (other, ids) = world.engine.open_queue(Carrier::Keyed, 32).unwrap();
+    world.engine.bind_queue(other, io_queue(32));
+    let mut held = Vec::new();
+    while !world.armed.is_empty() {
+        let step = world.send(read(0, 8));
+        held.push(world.engine.handle_done(submitted(&step).0, Status::SUCCESS));
+    }
+    assert!(held.iter().all(|step| matches!(step, Step::Respond(_))), "{held:?}");
+    world.armed = ids;
+    for _ in 0..10 * world.armed.len() {
+        let step = world.send(read(0, 8));
+        assert!(world.complete(step).status().is_success());
+    }
+    assert_eq!((world.engine.waiting(), world.engine.stats().buffer_waits), (0, 0));
+    for step in held {
+        world.sent(step);
+    }
+    world.assert_idle();
+}
+
+#[test]
 fn a_busy_channel_is_offered_one_per_turn_and_keeps_the_order() {
     let mut world = World::new();
     let first = world.send(read(0, 8));
