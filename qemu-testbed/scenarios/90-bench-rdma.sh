@@ -7,6 +7,8 @@
 # because the buffer holds what another command left in it, and drops what is written. The kernel's
 # null_blk leaves what is read as it is when it has no memory behind it; with memory that was never
 # written it fills with zeroes too. So reads go to one with memory, and writes to one without.
+#
+# While it is the kernel's turn Forebay stands still: its polling would take a CPU from it.
 
 ROUNDS=3
 RUNTIME=4
@@ -46,7 +48,9 @@ row() {
     before=$(busy)
     for ((round = 0; round < ROUNDS; round++)); do
         fio_rate "$name-ours" "$ours" --runtime=$RUNTIME "$@" >>"/tmp/$name.ours"
+        kill -STOP "$target_pid"
         fio_rate "$name-theirs" "$theirs" --runtime=$RUNTIME "$@" >>"/tmp/$name.theirs"
+        kill -CONT "$target_pid"
     done
     after=$(busy)
     line=$(jq -rn --argjson a "$before" --argjson b "$after" \
