@@ -159,11 +159,6 @@ pub trait Channel: Send {
     /// Tells the device of what was submitted since the last turn, in one go, and appends what has
     /// completed to `done`, at most as much as it has room for. `now` serves time-outs.
     fn poll(&mut self, now: Instant, done: &mut Completions);
-
-    /// Bytes of data that the CPU has copied so far, rather than a device.
-    fn copied_bytes(&self) -> u64 {
-        0
-    }
 }
 
 /// The queue is full for the moment.

@@ -74,7 +74,6 @@ impl Bdev for RamBdev {
             geometry: self.geometry,
             region: Arc::clone(&self.region),
             done: VecDeque::with_capacity(DEPTH),
-            copied_bytes: 0,
         }))
     }
 }
@@ -86,7 +85,6 @@ struct RamChannel {
     geometry: Geometry,
     region: Arc<Region>,
     done: VecDeque<Completion>,
-    copied_bytes: u64,
 }
 
 impl RamChannel {
@@ -96,14 +94,8 @@ impl RamChannel {
         // The region was sized in `usize`, and `check` keeps offsets within it.
         let offset = span.offset as usize;
         match (io.op, span.data) {
-            (Op::Read, Some(data)) => {
-                self.region.read(offset, data);
-                self.copied_bytes += span.bytes;
-            }
-            (Op::Write { .. }, Some(data)) => {
-                self.region.write(offset, data);
-                self.copied_bytes += span.bytes;
-            }
+            (Op::Read, Some(data)) => self.region.read(offset, data),
+            (Op::Write { .. }, Some(data)) => self.region.write(offset, data),
             (Op::Compare, Some(data)) if !self.region.equals(offset, data) => {
                 return Err(Status::COMPARE_FAILURE.with_dnr());
             }
@@ -138,9 +130,5 @@ impl Channel for RamChannel {
         {
             done.push(completion);
         }
-    }
-
-    fn copied_bytes(&self) -> u64 {
-        self.copied_bytes
     }
 }

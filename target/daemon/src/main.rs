@@ -101,7 +101,7 @@ fn main() -> anyhow::Result<()> {
 /// The block devices first, then who may use them, then the doors: a host that comes back early
 /// finds the connection refused, which it retries, rather than its subsystem unknown.
 async fn restore(control: &mut Control, options: &Options) -> anyhow::Result<()> {
-    control.restore_devices();
+    control.restore_devices().await;
     control.restore_bdevs();
     control.restore_exports();
     control.settle().await?;

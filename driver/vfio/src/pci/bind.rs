@@ -93,9 +93,8 @@ impl System {
     /// can that be seen.
     fn check_contents(&self, controller: &Controller) -> Result<(), VfioError> {
         let bdf = controller.bdf;
-        let unknown = |reason: &str| {
-            Err(VfioError::ContentsUnknown { bdf, reason: reason.to_owned() })
-        };
+        let unknown =
+            |reason: &str| Err(VfioError::ContentsUnknown { bdf, reason: reason.to_owned() });
         match controller.driver.as_deref() {
             Some("nvme") => {}
             Some(_) => return unknown("vfio-pci has it already, perhaps for a virtual machine"),

@@ -117,6 +117,7 @@ fn changes_something(call: &Call) -> bool {
         call,
         Call::Version(_)
             | Call::DeviceList(_)
+            | Call::DeviceShow(_)
             | Call::BdevList(_)
             | Call::ExportList(_)
             | Call::HostList(_)
