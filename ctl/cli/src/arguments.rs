@@ -119,7 +119,7 @@ pub(crate) enum CreateCommand {
         name: String,
         /// The file; made if it does not exist and --size is given
         path: PathBuf,
-        /// Size of a new file: 256M, 1G, 1GiB
+        /// Size of a new file, or of one that must have it: 256M, 1G, 1GiB
         #[arg(long, value_parser = parse_size)]
         size: Option<u64>,
         /// Size of a logical block: 512 or 4096

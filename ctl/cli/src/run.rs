@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments, out: &mut impl Write) -> Result<(), Cli
             let call = export_call(export);
             Session::open(arguments, out)?.show(call, |info: &ExportInfo| tables::export(info))
         }
-        Command::Stats { watch } => print_stats(*watch, &mut Session::open(arguments, out)?),
+        Command::Stats { watch } => print_stats(*watch, arguments, out),
         command => run_simple(command, &mut Session::open(arguments, out)?),
     }
 }
@@ -212,11 +212,17 @@ fn create_params(create: &CreateCommand) -> Result<BdevCreate, CliError> {
     }
 }
 
-fn print_stats<W: Write>(watch: Option<u32>, session: &mut Session<'_, W>) -> Result<(), CliError> {
-    session.one_line = watch.is_some();
+fn print_stats(
+    watch: Option<u32>,
+    arguments: &Arguments,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
     loop {
+        // Anew each time: the daemon gives up connections that are silent for long.
+        let mut session = Session::open(arguments, out)?;
+        session.one_line = watch.is_some();
         session.show(Call::Stats(Nothing {}), |stats: &Stats| tables::stats(stats))?;
-        session.out.flush()?;
+        out.flush()?;
         match watch {
             Some(seconds) => std::thread::sleep(Duration::from_secs(u64::from(seconds))),
             None => return Ok(()),

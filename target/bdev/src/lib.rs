@@ -240,6 +240,16 @@ pub enum BdevError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The machine has too little memory.
+    #[error("{name}: {wanted} bytes of memory wanted, {available} are available")]
+    NoMemory {
+        /// The device.
+        name: String,
+        /// Bytes wanted.
+        wanted: u64,
+        /// Bytes that the kernel says could be taken.
+        available: u64,
+    },
     /// Every queue of the device is taken.
     #[error("{name} has no I/O queue left for core {core}")]
     NoQueue {

@@ -24,12 +24,14 @@ impl RamBdev {
     /// A device of `block_count` blocks of `block_bytes`, all zero.
     ///
     /// # Errors
-    /// The memory is not to be had.
+    /// The machine has less memory available: it would end the daemon when the blocks are written.
     pub fn new(name: &str, block_bytes: u32, block_count: u64) -> Result<Self, BdevError> {
         let invalid = |reason: String| BdevError::Invalid { name: name.to_owned(), reason };
         let bytes = block_count.checked_mul(u64::from(block_bytes));
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
         let bytes = bytes.ok_or_else(|| invalid("too large for memory".to_owned()))?;
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        check_memory(name, bytes as u64, &meminfo)?;
         let region = Region::new(bytes).map_err(|error| invalid(error.to_string()))?;
         let geometry = Geometry {
             block_bytes,
@@ -41,6 +43,18 @@ impl RamBdev {
         };
         let (name, uuid) = (name.to_owned(), Uuid::new_v4());
         Ok(Self { name, geometry, uuid, region: Arc::new(region) })
+    }
+}
+
+/// Compares with what the kernel says could be taken without swapping, if it does.
+fn check_memory(name: &str, wanted: u64, meminfo: &str) -> Result<(), BdevError> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    match kib.map(|kib| kib.saturating_mul(1024)) {
+        Some(available) if available < wanted => {
+            Err(BdevError::NoMemory { name: name.to_owned(), wanted, available })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -130,5 +144,20 @@ impl Channel for RamChannel {
         {
             done.push(completion);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_the_machine_has_available_is_refused_with_both_figures() {
+        let meminfo = "MemTotal:  4096 kB\nMemAvailable:    1024 kB\n";
+        assert!(check_memory("r0", 1 << 20, meminfo).is_ok());
+        let error = check_memory("r0", (1 << 20) + 1, meminfo).unwrap_err().to_string();
+        assert!(error.contains("1048577") && error.contains("1048576"), "{error}");
+        assert!(check_memory("r0", 1 << 40, "").is_ok(), "an old kernel does not say");
+        assert!(matches!(RamBdev::new("r0", 4096, 1 << 40), Err(BdevError::NoMemory { .. })));
     }
 }

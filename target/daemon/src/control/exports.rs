@@ -597,15 +597,28 @@ pub(super) fn in_use(message: impl Into<String>) -> RpcError {
 }
 
 pub(super) fn bdev_error(error: BdevError) -> RpcError {
-    let code = match &error {
-        BdevError::Claimed { .. } => ErrorCode::InUse,
-        BdevError::Exists { .. } => ErrorCode::Exists,
-        BdevError::Unknown { .. } => ErrorCode::NotFound,
-        BdevError::Invalid { .. } => ErrorCode::InvalidParams,
-        BdevError::NoQueue { .. } => ErrorCode::Limit,
-        _ => ErrorCode::Failed,
+    let message = error.to_string();
+    let (code, advice) = match &error {
+        BdevError::Claimed { .. } => (ErrorCode::InUse, "forebay exports; forebay bdev list"),
+        BdevError::Exists { .. } => {
+            (ErrorCode::Exists, "take another name, or forebay bdev delete")
+        }
+        BdevError::Unknown { .. } => (ErrorCode::NotFound, "forebay bdev list"),
+        BdevError::Invalid { .. } => (ErrorCode::InvalidParams, ""),
+        BdevError::NoMemory { .. } => (ErrorCode::Unavailable, "a smaller one, or a file"),
+        BdevError::NoQueue { .. } => {
+            (ErrorCode::Limit, "end another export of that SSD, or start with fewer --cores")
+        }
+        BdevError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            (ErrorCode::NotFound, "--size makes a file; its folder must exist")
+        }
+        BdevError::Io { .. } => (ErrorCode::Failed, "see that root may write there; df -h"),
     };
-    RpcError::new(code, error.to_string())
+    let error = match error {
+        BdevError::Claimed { holder, .. } => RpcError::new(code, message).with_found(vec![holder]),
+        _ => RpcError::new(code, message),
+    };
+    if advice.is_empty() { error } else { error.with_advice(advice) }
 }
 
 pub(super) fn target_error(error: TargetError) -> RpcError {

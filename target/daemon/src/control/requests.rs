@@ -13,6 +13,7 @@ use super::Control;
 use super::exports::bdev_error;
 use super::socket::Asked;
 use super::stats::Wanted;
+use crate::options::log_filter;
 use crate::state::{SavedBdev, State};
 
 impl Control {
@@ -62,8 +63,9 @@ impl Control {
             api::LogLevel::Info => "info",
             api::LogLevel::Debug => "debug",
         };
-        let changed = self.log.reload(tracing_subscriber::EnvFilter::new(name));
-        changed.map_err(|error| RpcError::new(ErrorCode::Internal, error.to_string()))?;
+        let internal = |error: String| RpcError::new(ErrorCode::Internal, error);
+        let filter = log_filter(name).map_err(|error| internal(error.to_string()))?;
+        self.log.reload(filter).map_err(|error| internal(error.to_string()))?;
         Ok(json!({}))
     }
 
@@ -91,9 +93,7 @@ impl Control {
         if self.bdevs.get(&saved.name).is_some() {
             return Err(bdev_error(BdevError::Exists { name: saved.name }));
         }
-        if let (BdevKind::File, Some(bytes), Some(path)) = (kind, size_bytes, &saved.path)
-            && !path.exists()
-        {
+        if let (BdevKind::File, Some(bytes), Some(path)) = (kind, size_bytes, &saved.path) {
             FileBdev::create(&saved.name, &path.to_string_lossy(), bytes).map_err(bdev_error)?;
         }
         let bdev = make_bdev(&saved)?;
