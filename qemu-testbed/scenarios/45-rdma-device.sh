@@ -9,18 +9,18 @@ nqn=nqn.2026-11.io.forebay:ram0
 modprobe -r nvme_rdma nvmet_rdma rdma_ucm rdma_cm
 modprobe -a nvme-rdma nvmet-rdma rdma_ucm
 # rdma_cm does not notice when the last device goes, so there is a second one.
-ip link add rdma0 type dummy
-ip addr add 10.9.0.1/24 dev rdma0
-ip link set rdma0 up
-rdma link add rxe1 type rxe netdev rdma0
+ip link add verbs0 type dummy
+ip addr add 10.9.0.1/24 dev verbs0
+ip link set verbs0 up
+rdma link add rxe1 type rxe netdev verbs0
 wait_for 10 "rxe0 is up" grep -q ACTIVE /sys/class/infiniband/rxe0/ports/1/state
 
 target_start --cores 1 --listen "$HOST_IP:4420" --memory 64 --no-hugepages
 check "a block device" forebay bdev create ram ram0 64M
 line=$(export_bdev ram0 --any-host)
 device=$(connect_line "$line" -k 60)
-fio_verify "$device" --size=8m
-sum=$(dd if="$device" bs=1M count=8 iflag=direct status=none | md5sum)
+fio_verify "$device" --size=2m
+sum=$(dd if="$device" bs=1M count=2 iflag=direct status=none | md5sum)
 # What the host says as it loses its way to the target.
 dmesg_allow 'Property Set error|I/O (error|tag)|starting error recovery|Connect rejected|failed to connect'
 
@@ -41,12 +41,12 @@ for round in 1 2 3 4 5; do
     rdma link add rxe0 type rxe netdev eth0
     wait_for 20 "the daemon listens again" listens
     device=$(connect_line "$line" -k 60)
-    expect_eq "what it holds" "$(dd if="$device" bs=1M count=8 iflag=direct status=none | md5sum)" "$sum"
+    expect_eq "what it holds" "$(dd if="$device" bs=1M count=2 iflag=direct status=none | md5sum)" "$sum"
     expect_eq "times that the device was opened" "$(opened)" $((round + 1))
 done
-fio_verify "$device" --size=8m
+fio_verify "$device" --size=2m
 
 detach "$nqn"
 target_stop
 rdma link del rxe1
-ip link del rdma0
+ip link del verbs0

@@ -598,27 +598,27 @@ pub(super) fn in_use(message: impl Into<String>) -> RpcError {
 
 pub(super) fn bdev_error(error: BdevError) -> RpcError {
     let message = error.to_string();
-    let (code, advice) = match &error {
-        BdevError::Claimed { .. } => (ErrorCode::InUse, "forebay exports; forebay bdev list"),
+    let plain = |code, advice: &str| RpcError::new(code, &message).with_advice(advice);
+    match error {
+        // These say themselves what to do.
+        BdevError::Invalid { .. } => RpcError::new(ErrorCode::InvalidParams, message),
+        BdevError::Claimed { holder, .. } => {
+            plain(ErrorCode::InUse, "end that use first").with_found(vec![holder])
+        }
         BdevError::Exists { .. } => {
-            (ErrorCode::Exists, "take another name, or forebay bdev delete")
+            plain(ErrorCode::Exists, "take another name, or forebay bdev delete")
         }
-        BdevError::Unknown { .. } => (ErrorCode::NotFound, "forebay bdev list"),
-        BdevError::Invalid { .. } => (ErrorCode::InvalidParams, ""),
-        BdevError::NoMemory { .. } => (ErrorCode::Unavailable, "a smaller one, or a file"),
-        BdevError::NoQueue { .. } => {
-            (ErrorCode::Limit, "end another export of that SSD, or start with fewer --cores")
-        }
+        BdevError::Unknown { .. } => plain(ErrorCode::NotFound, "forebay bdev list"),
+        BdevError::NoMemory { .. } => plain(ErrorCode::Unavailable, "a smaller one, or a file"),
+        BdevError::NoQueue { .. } => plain(
+            ErrorCode::Limit,
+            "end another export of that SSD, or start forebay-target on fewer cores",
+        ),
         BdevError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-            (ErrorCode::NotFound, "--size makes a file; its folder must exist")
+            plain(ErrorCode::NotFound, "--size makes a file; its folder must exist")
         }
-        BdevError::Io { .. } => (ErrorCode::Failed, "see that root may write there; df -h"),
-    };
-    let error = match error {
-        BdevError::Claimed { holder, .. } => RpcError::new(code, message).with_found(vec![holder]),
-        _ => RpcError::new(code, message),
-    };
-    if advice.is_empty() { error } else { error.with_advice(advice) }
+        BdevError::Io { .. } => plain(ErrorCode::Failed, "look at the path: ls -l, df -h"),
+    }
 }
 
 pub(super) fn target_error(error: TargetError) -> RpcError {

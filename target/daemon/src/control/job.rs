@@ -32,3 +32,31 @@ impl<T: Send + 'static> Job<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn result_of(mut job: Job<u8>) -> Result<u8, RpcError> {
+        loop {
+            match job.poll() {
+                Some(result) => return result,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_elsewhere_and_has_one_result_even_if_it_panics() {
+        let (go, wait) = std::sync::mpsc::channel();
+        let mut job = Job::start(move || {
+            wait.recv().unwrap();
+            Ok(7)
+        });
+        assert!(job.poll().is_none(), "this thread is free meanwhile");
+        go.send(()).unwrap();
+        assert_eq!(result_of(job).await, Ok(7));
+        let error = result_of(Job::start(|| panic!("on purpose"))).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Internal);
+    }
+}
