@@ -148,8 +148,8 @@ pub struct BdevCreate {
     pub kind: BdevKind,
     /// Its name, unique in the daemon.
     pub name: String,
-    /// Its size in bytes. Needed for `ram` and `null`; a file is made with it, or must have it if it
-    /// exists.
+    /// Its size in bytes. Needed for `ram` and `null`; a file is made with it, or must have it
+    /// if it exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
     /// Size of its logical blocks: 512 or 4096 (the default).

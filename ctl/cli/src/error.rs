@@ -105,9 +105,10 @@ mod tests {
         let error = CliError::Call(CallError::Refused(error));
         let text = "forebay: busy\n  found: mounted at /mnt\n  next: umount /mnt";
         assert_eq!(error.report(), text);
-        let line = r#"{"error":{"code":-32003,"data":{"advice":"umount /mnt","found":["mounted at /mnt"]},"message":"busy"},"exit_code":1}"#;
+        let data = json!({ "advice": "umount /mnt", "found": ["mounted at /mnt"] });
+        let object = json!({ "code": -32003, "message": "busy", "data": data });
         let value: serde_json::Value = serde_json::from_str(&error.report_json()).unwrap();
-        assert_eq!(value, serde_json::from_str::<serde_json::Value>(line).unwrap());
+        assert_eq!(value, json!({ "error": object, "exit_code": 1 }));
         let socket = "/nowhere".into();
         let error = CliError::Connect { socket, source: io::ErrorKind::NotFound.into() };
         let value: serde_json::Value = serde_json::from_str(&error.report_json()).unwrap();

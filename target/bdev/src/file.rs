@@ -49,8 +49,8 @@ impl FileBdev {
         Ok(Self { name: name.to_owned(), geometry, uuid: file.uuid, file })
     }
 
-    /// Sees to it that there is a file of `bytes` at `path`, to be opened afterwards: makes a sparse
-    /// one, which survives power loss when this returns, or finds one of this size.
+    /// Sees to it that there is a file of `bytes` at `path`, to be opened afterwards: makes a
+    /// sparse one, which survives power loss when this returns, or finds one of this size.
     ///
     /// # Errors
     /// What is at the path has another size, or the file cannot be made; nothing of it is left.

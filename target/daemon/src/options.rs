@@ -107,9 +107,9 @@ impl Options {
 
 /// A filter of what is logged, from a level or from more in tracing's notation.
 ///
-/// Unless that says otherwise, `vfio-ioctls` logs nothing: it returns all its errors, and logs two of
-/// them besides, which say that the kernel was faster than it when an SSD was unplugged (decision
-/// 0008).
+/// Unless that says otherwise, `vfio-ioctls` logs nothing: it returns all its errors, and logs two
+/// of them besides, which say that the kernel was faster than it when an SSD was unplugged
+/// (decision 0008).
 pub(crate) fn log_filter(text: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::try_new(format!("vfio_ioctls=off,{text}"))
 }

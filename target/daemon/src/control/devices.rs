@@ -2,8 +2,8 @@
 //!
 //! A device is brought up, watched and closed by [`Control::poll_devices`], a step at a time, so
 //! that a controller that takes its seconds does not hold up anything else. What may block (sysfs,
-//! drivers, processes, the reset on closing) is a [`Job`]; as long as one has a device, or it is not
-//! in service for another reason, calls for the same device are refused. Its block devices are
+//! drivers, processes, the reset on closing) is a [`Job`]; as long as one has a device, or it is
+//! not in service for another reason, calls for the same device are refused. Its block devices are
 //! named after its serial number: that stays with the data when slots and addresses change.
 
 use std::collections::{BTreeMap, BTreeSet};
