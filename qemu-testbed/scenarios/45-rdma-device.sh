@@ -24,6 +24,7 @@ sum=$(dd if="$device" bs=1M count=2 iflag=direct status=none | md5sum)
 # What the host says as it loses its way to the target.
 dmesg_allow 'Property Set error|I/O (error|tag)|starting error recovery|Connect rejected|failed to connect'
 
+holds() { [ "$(dd if="$device" bs=1M count=2 iflag=direct status=none | md5sum)" = "$sum" ]; }
 listens() { nvme discover -t rdma -a "$HOST_IP" -s 4420 -o json | grep -q "$nqn"; }
 opened() { grep -c 'RDMA device opened' "$RESULTS/target.log"; }
 
@@ -41,7 +42,8 @@ for round in 1 2 3 4 5; do
     rdma link add rxe0 type rxe netdev eth0
     wait_for 20 "the daemon listens again" listens
     device=$(connect_line "$line" -k 60)
-    expect_eq "what it holds" "$(dd if="$device" bs=1M count=2 iflag=direct status=none | md5sum)" "$sum"
+    # The kernel shows the device a moment before it can be opened.
+    wait_for 20 "the data is there" holds
     expect_eq "times that the device was opened" "$(opened)" $((round + 1))
 done
 fio_verify "$device" --size=2m
