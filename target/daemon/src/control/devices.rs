@@ -154,24 +154,7 @@ impl Control {
     }
 
     pub(super) fn release_device(&mut self, bdf: &str, reply: Reply) {
-        let check = || -> Result<Bdf, RpcError> {
-            let bdf: Bdf = bdf.parse().map_err(vfio_error)?;
-            self.devices.check_settled(bdf)?;
-            for name in self.bdevs_of(bdf) {
-                if let Some(holder) = self.bdevs.holder(&name) {
-                    let message = format!("{name} on {bdf} is in use by {holder}");
-                    let error = RpcError::new(ErrorCode::InUse, message);
-                    return Err(error.with_advice("end the export first: forebay unexport NQN"));
-                }
-            }
-            Ok(bdf)
-        };
-        // First of all: a device that was released is not taken again after a restart.
-        let forget = |bdf: &Bdf| {
-            let forget = |state: &mut State| drop(state.devices.remove(&bdf.to_string()));
-            self.commit(forget, |_| Ok(*bdf))
-        };
-        match check().and_then(|bdf| forget(&bdf)) {
+        match self.forget_device(bdf) {
             Ok(bdf) => {
                 let way = Return { to: Place::Kernel, failure: None, reply: Some(reply) };
                 if self.devices.open.contains_key(&bdf) {
@@ -183,6 +166,21 @@ impl Control {
             }
             Err(error) => drop(reply.send(Err(error))),
         }
+    }
+
+    /// Sees to it that a device which nobody uses is not taken again after a restart.
+    fn forget_device(&mut self, bdf: &str) -> Result<Bdf, RpcError> {
+        let bdf: Bdf = bdf.parse().map_err(vfio_error)?;
+        self.devices.check_settled(bdf)?;
+        for name in self.bdevs_of(bdf) {
+            if let Some(holder) = self.bdevs.holder(&name) {
+                let message = format!("{name} on {bdf} is in use by {holder}");
+                let error = RpcError::new(ErrorCode::InUse, message);
+                return Err(error.with_advice("end the export first: forebay unexport NQN"));
+            }
+        }
+        let forget = |state: &mut State| drop(state.devices.remove(&bdf.to_string()));
+        self.commit(forget, |_| Ok(bdf))
     }
 
     /// Begins to close an open device whose block devices nobody uses.
@@ -241,7 +239,7 @@ impl Control {
         match (&open.stage, open.device.health()) {
             (Stage::Starting(_), nvme::Health::Live) => {
                 if let Stage::Starting(wish) = std::mem::replace(&mut open.stage, Stage::Serving) {
-                    self.serve(bdf, wish);
+                    self.admit_device(bdf, wish);
                 }
             }
             (Stage::Serving, nvme::Health::Live) if now >= open.smart_due => {
@@ -283,7 +281,7 @@ impl Control {
 
     /// A device has come up: its namespaces become block devices, unless it is not the one that was
     /// wanted.
-    fn serve(&mut self, bdf: Bdf, wish: Wish) {
+    fn admit_device(&mut self, bdf: Bdf, wish: Wish) {
         let Some(open) = self.devices.open.get(&bdf) else { return };
         let serial = open.device.identity().map(|id| id.serial.clone()).unwrap_or_default();
         let known = self.state.devices.get(&bdf.to_string());
