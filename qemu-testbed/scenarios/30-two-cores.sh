@@ -30,8 +30,7 @@ expect_json "cores that did I/O" "$stats" '[.cores[] | select(.ios > 100)] | len
 expect_json "queue pairs that did I/O" "$stats" \
     '[.queue_pairs[] | select(.submissions > 10)] | length' 4
 expect_json "stale completions" "$stats" '[.queue_pairs[].stale] | add' 0
-expect_json "bytes copied by the CPU" "$stats" \
-    '[.channels[].copied_bytes, .carriers[].copied_bytes] | add' 0
+expect_json "bytes copied by the CPU" "$stats" '[.cores[].copied_bytes] | add' 0
 expect_json "queues that took commands" "$(forebay connection list --json)" \
     '[.[].queues[] | select(.qid > 0 and .commands > 100)] | length' 2
 detach "$nqn"

@@ -47,8 +47,7 @@ step "Measuring"
 read -r qd1_iops qd1_p50 qd1_p99 <<<"$(fio_rate qd1 "$device" --iodepth=1)"
 read -r qd32_iops qd32_p50 qd32_p99 <<<"$(fio_rate qd32 "$device" --iodepth=32)"
 stats=$(forebay stats --json)
-expect_json "bytes copied by the CPU" "$stats" \
-    '[.channels[].copied_bytes, .carriers[].copied_bytes] | add' 0
+expect_json "bytes copied by the CPU" "$stats" '[.cores[].copied_bytes] | add' 0
 
 step "Detaching, and giving the SSD back to the kernel"
 detach "$nqn"

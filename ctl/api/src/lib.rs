@@ -27,8 +27,8 @@ pub use names::{
     check_subsystem_nqn, connect_command, default_nqn,
 };
 pub use request::{
-    BdevCreate, BdevDelete, BdevKind, Call, DeviceBind, DeviceRelease, ExportAdd, ExportRemove,
-    HostChange, HostList, LogLevel, LogSet, METHODS, Nothing,
+    BdevCreate, BdevDelete, BdevKind, Call, DeviceBind, DeviceRelease, DeviceShow, ExportAdd,
+    ExportRemove, HostChange, HostList, LogLevel, LogSet, METHODS, Nothing,
 };
 pub use rpc::{Id, Request, Response};
 pub use socket::{CallError, ControlSocket};

@@ -103,16 +103,21 @@ pub fn check_bdev_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// Checks the address of a PCI function, such as `0000:01:00.0`.
+/// Checks the address of a PCI function, such as `0000:01:00.0`. The domain may be left out when it
+/// is 0, and has more than four digits behind some SSD controllers.
 pub fn check_bdf(bdf: &str) -> Result<(), String> {
-    let fits = bdf.len() == 12
-        && bdf.char_indices().all(|(index, c)| match index {
-            4 | 7 => c == ':',
-            10 => c == '.',
-            11 => ('0'..='7').contains(&c),
-            _ => c.is_ascii_digit() || ('a'..='f').contains(&c),
-        });
-    if fits { Ok(()) } else { Err(format!("{bdf:?} is no PCI address like 0000:01:00.0")) }
+    let hex = |text: &str, lengths: std::ops::RangeInclusive<usize>| {
+        lengths.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let fits = || {
+        let (rest, function) = bdf.rsplit_once('.')?;
+        let (rest, device) = rest.rsplit_once(':')?;
+        let (domain, bus) = rest.rsplit_once(':').unwrap_or(("0000", rest));
+        let device_fits = hex(device, 2..=2) && u8::from_str_radix(device, 16).ok()? < 32;
+        let function_fits = matches!(function.as_bytes(), [b'0'..=b'7']);
+        (hex(domain, 4..=8) && hex(bus, 2..=2) && device_fits && function_fits).then_some(())
+    };
+    fits().ok_or_else(|| format!("{bdf:?} is no PCI address like 0000:01:00.0"))
 }
 
 /// Checks the size of a logical block.
@@ -182,9 +187,20 @@ mod tests {
         for name in ["", "-a", ".a", "a/b", "a b", "ä", &"x".repeat(65)] {
             assert!(check_bdev_name(name).is_err(), "{name}");
         }
-        assert_eq!(check_bdf("0000:01:00.0"), Ok(()));
-        for bdf in ["", "01:00.0", "0000:01:00.8", "0000:01:00.0 ", "0000:0G:00.0", "0000-01:00.0"]
-        {
+        for bdf in ["0000:01:00.0", "01:00.0", "10000:01:1f.7", "0000:3B:00.0"] {
+            assert_eq!(check_bdf(bdf), Ok(()), "{bdf}");
+        }
+        for bdf in [
+            "",
+            "01:00",
+            "000:01:00.0",
+            "0000:01:20.0",
+            "0000:01:00.8",
+            "0000:01:00.0 ",
+            "0000:0G:00.0",
+            "0000:+1:00.0",
+            "0000-01:00.0",
+        ] {
             assert!(check_bdf(bdf).is_err(), "{bdf}");
         }
         assert!(check_block_bytes(1024).is_err());

@@ -59,6 +59,8 @@ methods! {
     /// NVMe controllers of this machine.
     /// Returns a list of [`DeviceInfo`](crate::results::DeviceInfo).
     DeviceList(Nothing) = "device.list";
+    /// One of them. Returns its `DeviceInfo`.
+    DeviceShow(DeviceShow) = "device.show";
     /// Takes a controller from the kernel and opens it. Returns its `DeviceInfo`.
     DeviceBind(DeviceBind) = "device.bind";
     /// Gives a controller back to the kernel. Returns its `DeviceInfo`.
@@ -97,6 +99,14 @@ methods! {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
+
+/// Parameters of `device.show`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceShow {
+    /// PCI address, such as `0000:01:00.0`.
+    pub bdf: String,
+}
 
 /// Parameters of `device.bind`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,8 +148,8 @@ pub struct BdevCreate {
     pub kind: BdevKind,
     /// Its name, unique in the daemon.
     pub name: String,
-    /// Its size in bytes. Needed for `ram` and `null`; a file that exists has its own, and one that
-    /// does not is created with this one.
+    /// Its size in bytes. Needed for `ram` and `null`; a file is made with it, or must have it
+    /// if it exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
     /// Size of its logical blocks: 512 or 4096 (the default).
@@ -259,7 +269,8 @@ fn parse_params<T: for<'de> Deserialize<'de>>(params: Value) -> Result<T, RpcErr
 impl Call {
     fn check(&self) -> Result<(), RpcError> {
         match self {
-            Call::DeviceBind(DeviceBind { bdf, .. })
+            Call::DeviceShow(DeviceShow { bdf })
+            | Call::DeviceBind(DeviceBind { bdf, .. })
             | Call::DeviceRelease(DeviceRelease { bdf }) => check_field("bdf", check_bdf(bdf)),
             Call::BdevCreate(create) => create.check(),
             Call::BdevDelete(delete) => check_field("name", check_bdev_name(&delete.name)),

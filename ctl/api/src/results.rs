@@ -38,10 +38,40 @@ pub struct DeviceInfo {
     pub open: bool,
     /// Who uses it: mounts, swap, md, LVM, processes.
     pub used_by: Vec<String>,
-    /// What is on it: partition table, file system, other signatures.
+    /// What is on it: partition table, file system, other signatures. Not looked for on one that
+    /// Forebay drives.
     pub signatures: Vec<String>,
+    /// Why it cannot be told what is on it; then `signatures` says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents_unknown: Option<String>,
     /// Block devices that stand on its namespaces.
     pub bdevs: Vec<String>,
+    /// What it says of its own health, where Forebay drives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
+}
+
+/// From an SSD's SMART / Health log, read at most a minute ago unless the SSD hangs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceHealth {
+    /// What it warns of: `spare`, `temperature`, `reliability`, `read-only`, `backup`.
+    pub warnings: Vec<String>,
+    /// Composite temperature in degrees Celsius; none where it has no sensor.
+    pub temperature_celsius: Option<i32>,
+    /// Spare capacity that is left, in percent.
+    pub spare_percent: u8,
+    /// Percentage of it below which the SSD warns.
+    pub spare_threshold_percent: u8,
+    /// How much of its life is used, in percent; may go beyond 100.
+    pub used_percent: u8,
+    /// Times that data was not recovered.
+    pub media_errors: u64,
+    /// Times that it lost power without being told before.
+    pub unsafe_shutdowns: u64,
+    /// Hours that it was on.
+    pub power_on_hours: u64,
+    /// Bytes written to it over its life.
+    pub written_bytes: u64,
 }
 
 /// A block device.
@@ -200,6 +230,9 @@ pub struct CoreStats {
     pub buffer_waits: u64,
     /// Commands that waited for a block device's queue.
     pub channel_waits: u64,
+    /// Bytes of data that the CPU moved in or out of buffers, rather than an SSD or a NIC: none
+    /// between those two, all for memory. What the kernel copies for a file is not known.
+    pub copied_bytes: u64,
 }
 
 /// What hosts did to a namespace.
@@ -236,8 +269,6 @@ pub struct ChannelStats {
     pub errors: u64,
     /// I/Os under way.
     pub in_flight: u32,
-    /// Bytes that the CPU copied: 0 for an SSD.
-    pub copied_bytes: u64,
 }
 
 /// What an I/O queue pair of an SSD did.
@@ -278,8 +309,6 @@ pub struct CarrierStats {
     pub posts: u64,
     /// System calls that posting took: one a chain on software devices.
     pub system_calls: u64,
-    /// Bytes that the CPU copied.
-    pub copied_bytes: u64,
 }
 
 /// The arena.

@@ -1,7 +1,7 @@
 //! One line of JSON-RPC 2.0.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use crate::error::{ErrorCode, RpcError};
 use crate::request::Call;
@@ -10,12 +10,18 @@ use crate::request::Call;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Id {
-    /// A number.
-    Number(u64),
+    /// A number, which comes back as it was written.
+    Number(Number),
     /// A string.
     Text(String),
     /// In a response only: the request's id could not be read.
     Null,
+}
+
+impl From<u64> for Id {
+    fn from(number: u64) -> Id {
+        Id::Number(number.into())
+    }
 }
 
 /// A request: a line that can be understood.
@@ -155,7 +161,7 @@ mod tests {
     fn field_of(method: &str, params: &str) -> String {
         let line = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
         let (id, error) = refused(&line);
-        assert_eq!((id, error.code), (Id::Number(1), ErrorCode::InvalidParams), "{error}");
+        assert_eq!((id, error.code), (Id::from(1), ErrorCode::InvalidParams), "{error}");
         error.data.unwrap().field.unwrap()
     }
 
@@ -171,6 +177,19 @@ mod tests {
         for call in [Call::Version(Nothing {}), Call::BdevCreate(create)] {
             let request = Request { id: Id::Text("a".into()), call };
             assert_eq!(Request::parse(&request.to_line()), Ok(request));
+        }
+    }
+
+    #[test]
+    fn any_number_or_string_is_an_id() {
+        for id in ["-1", "1.5", "18446744073709551615", "\"\"", "\"a\""] {
+            let line = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"version"}}"#);
+            let request = Request::parse(line.as_bytes()).expect(id);
+            let response = Response::result(request.id, &Nothing {}).to_line();
+            assert!(
+                String::from_utf8(response).unwrap().contains(&format!("\"id\":{id},")),
+                "{id}"
+            );
         }
     }
 
@@ -192,13 +211,15 @@ mod tests {
             "[]",
             r#"{"jsonrpc":"2.0","method":"version"}"#,
             r#"{"jsonrpc":"2.0","id":null,"method":"version"}"#,
+            r#"{"jsonrpc":"2.0","id":true,"method":"version"}"#,
+            r#"{"jsonrpc":"2.0","id":[],"method":"version"}"#,
             r#"{"jsonrpc":"1.0","id":7,"method":"version"}"#,
             r#"{"jsonrpc":"2.0","id":7,"method":"version","more":1}"#,
         ] {
             assert_eq!(refused(line).1.code, ErrorCode::InvalidRequest, "{line}");
         }
         let (id, error) = refused(r#"{"jsonrpc":"2.0","id":7,"method":"nothing.such"}"#);
-        assert_eq!((id, error.code), (Id::Number(7), ErrorCode::UnknownMethod));
+        assert_eq!((id, error.code), (Id::from(7), ErrorCode::UnknownMethod));
     }
 
     #[test]
@@ -231,9 +252,9 @@ mod tests {
 
     #[test]
     fn responses_survive_the_wire() {
-        let good = Response::result(Id::Number(1), &Nothing {});
+        let good = Response::result(Id::from(1), &Nothing {});
         assert_eq!(good.to_line(), b"{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}\n");
-        let null = Response::result(Id::Number(2), &());
+        let null = Response::result(Id::from(2), &());
         let bad = Response::error(Id::Null, RpcError::invalid("bdf", "is missing"));
         for response in [good, null, bad] {
             assert_eq!(Response::parse(&response.to_line()).unwrap(), response);

@@ -76,7 +76,7 @@ impl ControlSocket {
     pub fn call<R: DeserializeOwned>(&mut self, call: Call) -> Result<R, CallError> {
         let method = call.method();
         let deadline = Instant::now() + self.timeout;
-        let request = Request { id: Id::Number(self.next_id), call };
+        let request = Request { id: Id::from(self.next_id), call };
         self.next_id += 1;
         self.stream.write_all(&request.to_line()).map_err(|error| self.timed_out(error, method))?;
         let malformed = |source| CallError::Malformed { method, source };

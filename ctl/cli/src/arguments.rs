@@ -70,6 +70,12 @@ pub(crate) enum Command {
 pub(crate) enum DeviceCommand {
     /// Show each controller, who drives it and what is on it
     List,
+    /// Show one controller, with its health where Forebay drives it
+    Show {
+        /// PCI address, such as 0000:01:00.0
+        #[arg(value_parser = checked(api::check_bdf))]
+        bdf: String,
+    },
     /// Take a controller from the kernel
     Bind {
         /// PCI address, such as 0000:01:00.0
@@ -113,7 +119,7 @@ pub(crate) enum CreateCommand {
         name: String,
         /// The file; made if it does not exist and --size is given
         path: PathBuf,
-        /// Size of a new file: 256M, 1G, 1GiB
+        /// Size of a new file, or of one that must have it: 256M, 1G, 1GiB
         #[arg(long, value_parser = parse_size)]
         size: Option<u64>,
         /// Size of a logical block: 512 or 4096
@@ -243,8 +249,9 @@ mod tests {
     #[test]
     fn bad_input_is_refused_before_the_daemon_sees_it() {
         for line in [
-            "device bind 01:00.0",
+            "device bind 01:00",
             "device bind",
+            "device show x",
             "bdev create ram r0",
             "bdev create ram r0 5X",
             "bdev create ram r0 1G --block-size 1024",

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use api::CallError;
+use api::{CallError, ErrorDetails};
+use serde_json::json;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,21 +44,36 @@ impl CliError {
 
     /// Some lines for people: the error, what was found, what to do next.
     pub(crate) fn report(&self) -> String {
+        let details = self.details();
         let mut lines = vec![format!("forebay: {self}")];
-        let advice = match self {
-            CliError::Connect { source, .. } => Some(connect_advice(source.kind()).to_owned()),
-            CliError::Call(CallError::Refused(error)) => error.data.as_ref().and_then(|details| {
-                lines.extend(details.found.iter().map(|found| format!("  found: {found}")));
-                details.advice.clone()
-            }),
-            CliError::Call(CallError::Malformed { .. }) => {
-                Some("compare `forebay version` with `forebay-target --version`".to_owned())
-            }
-            CliError::Call(_) => Some("look at what the daemon logged".to_owned()),
+        lines.extend(details.found.iter().map(|found| format!("  found: {found}")));
+        lines.extend(details.advice.iter().map(|advice| format!("  next: {advice}")));
+        lines.join("\n")
+    }
+
+    /// The same as JSON in one line, for scripts. `code` is the daemon's, where it has answered.
+    pub(crate) fn report_json(&self) -> String {
+        let code = match self {
+            CliError::Call(CallError::Refused(error)) => Some(error.code),
             _ => None,
         };
-        lines.extend(advice.map(|advice| format!("  next: {advice}")));
-        lines.join("\n")
+        let error = json!({ "code": code, "message": self.to_string(), "data": self.details() });
+        json!({ "error": error, "exit_code": self.exit_code() }).to_string()
+    }
+
+    fn details(&self) -> ErrorDetails {
+        let advice = match self {
+            CliError::Call(CallError::Refused(error)) => {
+                return error.data.clone().unwrap_or_default();
+            }
+            CliError::Connect { source, .. } => Some(connect_advice(source.kind())),
+            CliError::Call(CallError::Malformed { .. }) => {
+                Some("compare `forebay version` with `forebay-target --version`")
+            }
+            CliError::Call(_) => Some("look at what the daemon logged"),
+            _ => None,
+        };
+        ErrorDetails { advice: advice.map(str::to_owned), ..ErrorDetails::default() }
     }
 }
 
@@ -73,5 +89,30 @@ fn connect_advice(kind: io::ErrorKind) -> &'static str {
             "nobody listens there any more: start the daemon with `sudo forebay-target`"
         }
         _ => "see that --socket names the daemon's socket",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::{ErrorCode, RpcError};
+
+    #[test]
+    fn what_was_found_and_what_to_do_is_told_to_people_and_to_scripts() {
+        let error = RpcError::new(ErrorCode::InUse, "busy")
+            .with_found(vec!["mounted at /mnt".into()])
+            .with_advice("umount /mnt");
+        let error = CliError::Call(CallError::Refused(error));
+        let text = "forebay: busy\n  found: mounted at /mnt\n  next: umount /mnt";
+        assert_eq!(error.report(), text);
+        let data = json!({ "advice": "umount /mnt", "found": ["mounted at /mnt"] });
+        let object = json!({ "code": -32003, "message": "busy", "data": data });
+        let value: serde_json::Value = serde_json::from_str(&error.report_json()).unwrap();
+        assert_eq!(value, json!({ "error": object, "exit_code": 1 }));
+        let socket = "/nowhere".into();
+        let error = CliError::Connect { socket, source: io::ErrorKind::NotFound.into() };
+        let value: serde_json::Value = serde_json::from_str(&error.report_json()).unwrap();
+        assert!(value["error"]["code"].is_null() && value["exit_code"] == 3, "{value}");
+        assert!(value["error"]["data"]["advice"].as_str().unwrap().contains("forebay-target"));
     }
 }

@@ -1,7 +1,8 @@
 //! `forebay`: the command line of the daemon.
 //!
 //! `arguments` says what can be typed, `run` turns it into calls on the control socket, `tables`
-//! shows results to people. With `--json` a result is printed as it came, for scripts.
+//! shows results to people. With `--json` a result is printed as it came, for scripts, and an error
+//! as an object on standard error.
 //!
 //! Exit codes: 0 success; 1 the daemon refused or failed; 2 wrong usage; 3 the daemon cannot be
 //! reached. It keeps no state and never touches a device itself.
@@ -32,7 +33,8 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             // Nothing is left to do when standard error is gone too.
-            let _ = writeln!(io::stderr(), "{}", error.report());
+            let report = if arguments.json { error.report_json() } else { error.report() };
+            let _ = writeln!(io::stderr(), "{report}");
             ExitCode::from(error.exit_code())
         }
     }

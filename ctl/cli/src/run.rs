@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: &Arguments, out: &mut impl Write) -> Result<(), Cli
             let call = export_call(export);
             Session::open(arguments, out)?.show(call, |info: &ExportInfo| tables::export(info))
         }
-        Command::Stats { watch } => print_stats(*watch, &mut Session::open(arguments, out)?),
+        Command::Stats { watch } => print_stats(*watch, arguments, out),
         command => run_simple(command, &mut Session::open(arguments, out)?),
     }
 }
@@ -82,6 +82,10 @@ fn run_device<W: Write>(
     match command {
         DeviceCommand::List => session
             .show(Call::DeviceList(Nothing {}), |infos: &Vec<DeviceInfo>| tables::devices(infos)),
+        DeviceCommand::Show { bdf } => {
+            let call = Call::DeviceShow(api::DeviceShow { bdf: bdf.clone() });
+            session.show(call, |info: &DeviceInfo| tables::device(info))
+        }
         DeviceCommand::Bind { bdf, force } => {
             let bind = api::DeviceBind { bdf: bdf.clone(), force: *force };
             session.show(Call::DeviceBind(bind), one)
@@ -128,6 +132,8 @@ fn run_host<W: Write>(command: &HostCommand, session: &mut Session<'_, W>) -> Re
 struct Session<'a, W> {
     socket: ControlSocket,
     json: bool,
+    /// Each result as JSON in a line of its own, for whoever reads them as they come.
+    one_line: bool,
     out: &'a mut W,
 }
 
@@ -135,7 +141,7 @@ impl<'a, W: Write> Session<'a, W> {
     fn open(arguments: &Arguments, out: &'a mut W) -> Result<Self, CliError> {
         let socket = ControlSocket::connect(&arguments.socket, CALL_TIMEOUT)
             .map_err(|source| CliError::Connect { socket: arguments.socket.clone(), source })?;
-        Ok(Session { socket, json: arguments.json, out })
+        Ok(Session { socket, json: arguments.json, one_line: false, out })
     }
 
     /// Makes a call and prints its result: as JSON, or as `table` makes it.
@@ -146,7 +152,11 @@ impl<'a, W: Write> Session<'a, W> {
     ) -> Result<(), CliError> {
         let result: R = self.socket.call(call)?;
         if self.json {
-            serde_json::to_writer_pretty(&mut *self.out, &result).map_err(|error| {
+            let written = match self.one_line {
+                true => serde_json::to_writer(&mut *self.out, &result),
+                false => serde_json::to_writer_pretty(&mut *self.out, &result),
+            };
+            written.map_err(|error| {
                 if error.is_io() { CliError::Output(error.into()) } else { CliError::Json(error) }
             })?;
             writeln!(self.out)?;
@@ -202,10 +212,17 @@ fn create_params(create: &CreateCommand) -> Result<BdevCreate, CliError> {
     }
 }
 
-fn print_stats<W: Write>(watch: Option<u32>, session: &mut Session<'_, W>) -> Result<(), CliError> {
+fn print_stats(
+    watch: Option<u32>,
+    arguments: &Arguments,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
     loop {
+        // Anew each time: the daemon gives up connections that are silent for long.
+        let mut session = Session::open(arguments, out)?;
+        session.one_line = watch.is_some();
         session.show(Call::Stats(Nothing {}), |stats: &Stats| tables::stats(stats))?;
-        session.out.flush()?;
+        out.flush()?;
         match watch {
             Some(seconds) => std::thread::sleep(Duration::from_secs(u64::from(seconds))),
             None => return Ok(()),

@@ -1,7 +1,8 @@
 //! Results as tables for people.
 
 use api::results::{
-    BdevInfo, ConnectionInfo, DeviceInfo, ExportInfo, ExportState, HostAccess, Stats, VersionInfo,
+    BdevInfo, ConnectionInfo, DeviceHealth, DeviceInfo, ExportInfo, ExportState, HostAccess, Stats,
+    VersionInfo,
 };
 use comfy_table::Table;
 use comfy_table::presets;
@@ -9,8 +10,17 @@ use comfy_table::presets;
 use crate::size::show_size;
 
 pub(crate) fn devices(infos: &[DeviceInfo]) -> String {
-    let header =
-        ["ADDRESS", "MODEL", "SERIAL", "DRIVER", "GROUP", "USED BY", "FOUND ON IT", "BDEVS"];
+    let header = [
+        "ADDRESS",
+        "MODEL",
+        "SERIAL",
+        "DRIVER",
+        "GROUP",
+        "USED BY",
+        "FOUND ON IT",
+        "BDEVS",
+        "HEALTH",
+    ];
     table(
         &header,
         infos.iter().map(|info| {
@@ -18,14 +28,74 @@ pub(crate) fn devices(infos: &[DeviceInfo]) -> String {
                 info.bdf.clone(),
                 or_dash(info.model.as_deref()),
                 or_dash(info.serial.as_deref()),
-                if info.open { "forebay".to_owned() } else { or_dash(info.driver.as_deref()) },
+                driver(info),
                 or_dash(info.iommu_group.map(|group| group.to_string()).as_deref()),
                 list(&info.used_by),
-                list(&info.signatures),
+                contents(info),
                 list(&info.bdevs),
+                info.health.as_ref().map_or_else(|| "-".to_owned(), health),
             ]
         }),
     )
+}
+
+/// One controller, a fact a line.
+pub(crate) fn device(info: &DeviceInfo) -> String {
+    let mut facts = vec![
+        ("address", info.bdf.clone()),
+        ("model", or_dash(info.model.as_deref())),
+        ("serial number", or_dash(info.serial.as_deref())),
+        ("PCI id", format!("{:04x}:{:04x}", info.vendor_id, info.device_id)),
+        ("driver", driver(info)),
+        ("IOMMU group", or_dash(info.iommu_group.map(|group| group.to_string()).as_deref())),
+        ("used by", list(&info.used_by)),
+        ("found on it", contents(info)),
+        ("block devices", list(&info.bdevs)),
+    ];
+    if let Some(health) = &info.health {
+        let celsius = health.temperature_celsius;
+        facts.extend([
+            ("warnings", list(&health.warnings)),
+            ("temperature", celsius.map_or("-".to_owned(), |celsius| format!("{celsius} °C"))),
+            (
+                "spare",
+                format!(
+                    "{} %, warns at {} %",
+                    health.spare_percent, health.spare_threshold_percent
+                ),
+            ),
+            ("used", format!("{} %", health.used_percent)),
+            ("media errors", health.media_errors.to_string()),
+            ("unsafe shutdowns", health.unsafe_shutdowns.to_string()),
+            ("on for", format!("{} h", health.power_on_hours)),
+            ("written", show_size(health.written_bytes)),
+        ]);
+    }
+    let line = |(name, value): &(&str, String)| format!("{name:<18}{value}");
+    facts.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn driver(info: &DeviceInfo) -> String {
+    if info.open { "forebay".to_owned() } else { or_dash(info.driver.as_deref()) }
+}
+
+fn contents(info: &DeviceInfo) -> String {
+    match &info.contents_unknown {
+        Some(reason) => format!("unknown: {reason}"),
+        None => list(&info.signatures),
+    }
+}
+
+fn health(health: &DeviceHealth) -> String {
+    let state = if health.warnings.is_empty() {
+        "good".to_owned()
+    } else {
+        format!("warns of {}", health.warnings.join(", "))
+    };
+    match health.temperature_celsius {
+        Some(celsius) => format!("{state}, {celsius} °C"),
+        None => state,
+    }
 }
 
 pub(crate) fn bdevs(infos: &[BdevInfo]) -> String {
@@ -137,7 +207,7 @@ pub(crate) fn connections(infos: &[ConnectionInfo]) -> String {
 }
 
 pub(crate) fn stats(stats: &Stats) -> String {
-    let cores = ["CORE", "TURNS", "BUSY", "BUSY MS", "I/OS", "NS PER I/O", "WAITS"];
+    let cores = ["CORE", "TURNS", "BUSY", "BUSY MS", "I/OS", "NS PER I/O", "WAITS", "COPIED"];
     let cores = table(
         &cores,
         stats.cores.iter().map(|core| {
@@ -149,6 +219,7 @@ pub(crate) fn stats(stats: &Stats) -> String {
                 core.ios.to_string(),
                 core.busy_ns_per_io.to_string(),
                 (core.buffer_waits.saturating_add(core.channel_waits)).to_string(),
+                show_size(core.copied_bytes),
             ]
         }),
     );
@@ -169,7 +240,7 @@ pub(crate) fn stats(stats: &Stats) -> String {
             ]
         }),
     );
-    let channels = ["BDEV", "CORE", "SUBMITTED", "IN FLIGHT", "ERRORS", "COPIED"];
+    let channels = ["BDEV", "CORE", "SUBMITTED", "IN FLIGHT", "ERRORS"];
     let channels = table(
         &channels,
         stats.channels.iter().map(|one| {
@@ -179,7 +250,6 @@ pub(crate) fn stats(stats: &Stats) -> String {
                 one.submitted.to_string(),
                 one.in_flight.to_string(),
                 one.errors.to_string(),
-                show_size(one.copied_bytes),
             ]
         }),
     );
@@ -205,7 +275,7 @@ fn queue_pairs(stats: &Stats) -> String {
 }
 
 fn carriers(stats: &Stats) -> String {
-    let header = ["CARRIER", "CORE", "CAPSULES", "READS", "WRITES", "POSTS", "SYSCALLS", "COPIED"];
+    let header = ["CARRIER", "CORE", "CAPSULES", "READS", "WRITES", "POSTS", "SYSCALLS"];
     table(
         &header,
         stats.carriers.iter().map(|one| {
@@ -217,7 +287,6 @@ fn carriers(stats: &Stats) -> String {
                 one.writes.to_string(),
                 one.posts.to_string(),
                 one.system_calls.to_string(),
-                show_size(one.copied_bytes),
             ]
         }),
     )
@@ -284,5 +353,60 @@ fn hosts_text(any_host: bool, hosts: &[String]) -> String {
         (false, hosts) => list(hosts),
         (true, []) => "any".to_owned(),
         (true, hosts) => format!("any; by name: {}", list(hosts)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> DeviceInfo {
+        DeviceInfo {
+            bdf: "0000:01:00.0".into(),
+            vendor_id: 0x1b36,
+            device_id: 0x10,
+            model: None,
+            serial: Some("S1".into()),
+            driver: Some("nvme".into()),
+            iommu_group: Some(7),
+            open: false,
+            used_by: Vec::new(),
+            signatures: Vec::new(),
+            contents_unknown: None,
+            bdevs: Vec::new(),
+            health: None,
+        }
+    }
+
+    #[test]
+    fn contents_that_cannot_be_told_do_not_look_like_none() {
+        let unknown =
+            DeviceInfo { contents_unknown: Some("wipefs: no such file".into()), ..info() };
+        for text in [devices(std::slice::from_ref(&unknown)), device(&unknown)] {
+            assert!(text.contains("unknown: wipefs: no such file"), "{text}");
+        }
+        assert!(!devices(&[info()]).contains("unknown"));
+    }
+
+    #[test]
+    fn an_ssd_that_warns_is_seen_in_the_list() {
+        let health = DeviceHealth {
+            warnings: vec!["spare".into(), "temperature".into()],
+            temperature_celsius: Some(81),
+            spare_percent: 3,
+            spare_threshold_percent: 10,
+            used_percent: 104,
+            media_errors: 9,
+            unsafe_shutdowns: 2,
+            power_on_hours: 5,
+            written_bytes: 1 << 40,
+        };
+        let info = DeviceInfo { open: true, health: Some(health), ..info() };
+        let text = devices(std::slice::from_ref(&info));
+        assert!(text.contains("warns of spare, temperature, 81 °C"), "{text}");
+        let text = device(&info);
+        for fact in ["3 %, warns at 10 %", "104 %", "media errors      9", "forebay"] {
+            assert!(text.contains(fact), "{text}");
+        }
     }
 }

@@ -120,6 +120,39 @@ fn a_refusal_shows_what_was_found_and_what_to_do() {
 }
 
 #[test]
+fn a_refusal_is_json_for_scripts() {
+    let error = RpcError::new(ErrorCode::InUse, "busy").with_found(vec!["dm-3".to_owned()]);
+    let (_, output) = run("device bind 0000:01:00.0 --json", Err(error));
+    let printed: Value = serde_json::from_slice(&output.stderr).unwrap();
+    let error = json!({"code": -32003, "message": "busy", "data": {"found": ["dm-3"]}});
+    assert_eq!(printed, json!({"error": error, "exit_code": 1}));
+    assert!(output.stdout.is_empty());
+}
+
+/// A daemon for several rounds, each on a connection of its own.
+#[test]
+fn watched_stats_are_an_object_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut command = forebay(&path, "stats --watch 1 --json");
+    let mut program = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+        let request = Request::parse(line.as_bytes()).unwrap();
+        let stats = api::results::Stats { uptime_ms: 7, ..Default::default() };
+        stream.write_all(&Response::result(request.id, &stats).to_line()).unwrap();
+        let printed: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(printed["uptime_ms"], 7);
+    }
+    program.kill().unwrap();
+    program.wait().unwrap();
+}
+
+#[test]
 fn a_missing_daemon_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("none");

@@ -25,4 +25,4 @@ mod span;
 pub use arena::{Arena, ArenaError};
 pub use pool::{DmaBuffer, Pool};
 pub use region::Region;
-pub use span::DmaSpan;
+pub use span::{DmaSpan, copied_bytes};

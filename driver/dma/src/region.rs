@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::arena::ArenaError;
-use crate::span::DmaSpan;
+use crate::span::{DmaSpan, count_copy};
 
 /// A run of ordinary memory that several cores read and write by copying from and to the arena, as
 /// if it were a device: bytes that nobody has written are zero and take no memory.
@@ -49,6 +49,7 @@ impl Region {
     #[inline]
     pub fn read(&self, offset: usize, to: DmaSpan) {
         let from = self.at(offset, to.len() as usize);
+        count_copy(to.len() as usize);
         // SAFETY: both runs are in bounds and of different mappings.
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_ptr(), to.len() as usize) };
     }
@@ -57,6 +58,7 @@ impl Region {
     #[inline]
     pub fn write(&self, offset: usize, from: DmaSpan) {
         let to = self.at(offset, from.len() as usize);
+        count_copy(from.len() as usize);
         // SAFETY: as in `read`.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len() as usize) };
     }

@@ -1,9 +1,28 @@
 //! A run of bytes in the arena, by all its addresses.
 
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use zerocopy::{FromBytes, IntoBytes};
+
+thread_local! {
+    static COPIED_BYTES: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes of data that the calling thread has moved in or out of the arena so far, by
+/// [`DmaSpan::read`], [`DmaSpan::write`], [`DmaSpan::copy_from`], [`DmaSpan::fill`] and
+/// [`Region`](crate::Region). Fields of commands and completions are no data: `read_obj`,
+/// `write_obj` and `clear` do not count.
+pub fn copied_bytes() -> u64 {
+    COPIED_BYTES.get()
+}
+
+/// Counts bytes that the CPU moves rather than a device.
+#[inline]
+pub(crate) fn count_copy(bytes: usize) {
+    COPIED_BYTES.set(COPIED_BYTES.get() + bytes as u64);
+}
 
 /// A run of bytes in the arena: where the CPU finds it, and where a device does.
 ///
@@ -67,6 +86,33 @@ impl DmaSpan {
     /// Copies `bytes` to `offset`.
     #[inline]
     pub fn write(&self, offset: u32, bytes: &[u8]) {
+        count_copy(bytes.len());
+        self.put(offset, bytes);
+    }
+
+    /// Copies bytes from `offset` into all of `bytes`.
+    #[inline]
+    pub fn read(&self, offset: u32, bytes: &mut [u8]) {
+        count_copy(bytes.len());
+        self.get(offset, bytes);
+    }
+
+    /// Writes the bytes of `value` at `offset`.
+    #[inline]
+    pub fn write_obj<T: IntoBytes + zerocopy::Immutable>(&self, offset: u32, value: &T) {
+        self.put(offset, value.as_bytes());
+    }
+
+    /// Reads a `T` from the bytes at `offset`.
+    #[inline]
+    pub fn read_obj<T: FromBytes + IntoBytes>(&self, offset: u32) -> T {
+        let mut value = T::new_zeroed();
+        self.get(offset, value.as_mut_bytes());
+        value
+    }
+
+    #[inline]
+    fn put(&self, offset: u32, bytes: &[u8]) {
         self.check(offset, bytes.len());
         // SAFETY: in bounds by the check; `bytes` is ordinary memory and cannot overlap the arena,
         // to which no reference exists.
@@ -76,29 +122,14 @@ impl DmaSpan {
         }
     }
 
-    /// Copies bytes from `offset` into all of `bytes`.
     #[inline]
-    pub fn read(&self, offset: u32, bytes: &mut [u8]) {
+    fn get(&self, offset: u32, bytes: &mut [u8]) {
         self.check(offset, bytes.len());
-        // SAFETY: as in `write`.
+        // SAFETY: as in `put`.
         unsafe {
             let from = self.addr.add(offset as usize).as_ptr();
             std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
         }
-    }
-
-    /// Writes the bytes of `value` at `offset`.
-    #[inline]
-    pub fn write_obj<T: IntoBytes + zerocopy::Immutable>(&self, offset: u32, value: &T) {
-        self.write(offset, value.as_bytes());
-    }
-
-    /// Reads a `T` from the bytes at `offset`.
-    #[inline]
-    pub fn read_obj<T: FromBytes + IntoBytes>(&self, offset: u32) -> T {
-        let mut value = T::new_zeroed();
-        self.read(offset, value.as_mut_bytes());
-        value
     }
 
     /// Copies the first `len` bytes of `source` to the start of this span; the two may overlap.
@@ -106,12 +137,23 @@ impl DmaSpan {
     pub fn copy_from(&self, source: DmaSpan, len: u32) {
         self.check(0, len as usize);
         source.check(0, len as usize);
+        count_copy(len as usize);
         // SAFETY: both runs are in bounds by the checks; `copy` allows overlap.
         unsafe { std::ptr::copy(source.as_ptr(), self.as_ptr(), len as usize) };
     }
 
+    /// Makes every byte zero, where queues and tables of a device are to be.
+    pub fn clear(&self) {
+        self.set(0);
+    }
+
     /// Sets every byte to `value`.
     pub fn fill(&self, value: u8) {
+        count_copy(self.len as usize);
+        self.set(value);
+    }
+
+    fn set(&self, value: u8) {
         // SAFETY: exactly this span's bytes.
         unsafe { std::ptr::write_bytes(self.addr.as_ptr(), value, self.len as usize) };
     }
@@ -157,7 +199,8 @@ impl DmaSpan {
 
 #[cfg(test)]
 mod tests {
-    use crate::Arena;
+    use super::copied_bytes;
+    use crate::{Arena, Region};
 
     #[test]
     fn bytes_written_are_bytes_read_and_addresses_move_together() {
@@ -173,6 +216,27 @@ mod tests {
         span.store_u32(0, 0x0102_0304);
         assert_eq!(span.read_obj::<[u8; 4]>(0), [4, 3, 2, 1], "words are little-endian");
         assert_eq!(span.load_u32(0), 0x0102_0304);
+    }
+
+    #[test]
+    fn data_that_this_thread_moved_is_counted_and_fields_are_not() {
+        let arena = Arena::plain_pages(1 << 20).unwrap();
+        let span = arena.carve(8192, 4096).unwrap();
+        let region = Region::new(8192).unwrap();
+        let before = copied_bytes();
+        span.write_obj(0, &7u64);
+        assert_eq!(span.read_obj::<u64>(0), 7);
+        span.clear();
+        assert_eq!(copied_bytes(), before);
+        span.write(0, &[0; 100]);
+        span.read(0, &mut [0; 20]);
+        span.subspan(0, 3).fill(1);
+        span.copy_from(span.subspan(4096, 4096), 1000);
+        region.write(0, span);
+        region.read(0, span.subspan(0, 512));
+        assert_eq!(copied_bytes() - before, 100 + 20 + 3 + 1000 + 8192 + 512);
+        let there = std::thread::spawn(copied_bytes).join().unwrap();
+        assert_eq!(there, 0, "each thread counts its own");
     }
 
     #[test]

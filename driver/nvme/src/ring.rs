@@ -90,7 +90,7 @@ impl Ring {
     /// As after creation. The controller must not look at the queues.
     pub(crate) fn reset(&mut self) {
         // Phase tags of old entries must not be taken for new ones.
-        self.cq.fill(0);
+        self.cq.clear();
         (self.tail, self.head, self.phase) = (0, 0, true);
         for doorbell in [&mut self.tail_doorbell, &mut self.head_doorbell] {
             doorbell.told = 0;

@@ -193,6 +193,15 @@ impl CmId {
         unsafe { Device::of_context(context) }
     }
 
+    /// Whether it is bound to this device. Unlike [`device`](Self::device) it can be asked of a
+    /// device that has just gone away.
+    pub fn is_on(&self, device: &Device) -> bool {
+        let _guard = self.inner.channel.lock();
+        // SAFETY: the connection lives and is locked. A context that it is bound to is open as long
+        // as the connection is, so no other device's can have the same address.
+        unsafe { self.inner.raw.as_ref().verbs == device.context().as_ptr() }
+    }
+
     pub(crate) fn create(channel: &Arc<Channel>) -> Result<Self, VerbsError> {
         let key = CmKey::next();
         let mut raw = null_mut();

@@ -50,7 +50,8 @@ pub enum VfioError {
     /// The IOMMU cannot keep the device apart from others.
     #[error(
         "IOMMU group {group} of {bdf} also holds {others}: they would all have to leave the \
-         kernel; move the SSD to a slot of its own or enable ACS in the firmware"
+         kernel; move the SSD to a slot of its own or enable ACS in the firmware",
+        others = others.join(", ")
     )]
     SharedGroup {
         /// The address.
@@ -58,23 +59,26 @@ pub enum VfioError {
         /// The group.
         group: u32,
         /// The other devices.
-        others: String,
+        others: Vec<String>,
     },
     /// Somebody uses it. Nothing overrides this.
-    #[error("{bdf} is in use: {uses}; end that use first (this cannot be forced)")]
+    #[error("{bdf} is in use: {}; end that use first (this cannot be forced)", uses.join(", "))]
     InUse {
         /// The address.
         bdf: Bdf,
         /// What uses it.
-        uses: String,
+        uses: Vec<String>,
     },
     /// It bears data.
-    #[error("{bdf} bears data: {found}; it would be at risk: use --force if it may be lost")]
+    #[error(
+        "{bdf} bears data: {}; it would be at risk: use --force if it may be lost",
+        found.join(", ")
+    )]
     BearsData {
         /// The address.
         bdf: Bdf,
         /// What was found.
-        found: String,
+        found: Vec<String>,
     },
     /// What it bears cannot be found out.
     #[error("what is on {bdf} cannot be told ({reason}); use --force if it may be lost")]

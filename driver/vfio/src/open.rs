@@ -1,7 +1,7 @@
 //! Opening a controller: its IOMMU address space with the arena in it, its registers.
 
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dma::Arena;
@@ -13,6 +13,9 @@ use vfio_ioctls::{VfioContainer, VfioDevice, VfioError as IoctlError, VfioOps};
 use crate::device::Device;
 use crate::error::VfioError;
 use crate::pci::{Bdf, System};
+
+/// Where an open device's entry is kept: only root writes there, and nothing is removed by its age.
+const RUN: &str = "/run";
 
 impl Device {
     /// Opens a controller that is bound to vfio-pci; bus mastering is off.
@@ -28,7 +31,7 @@ impl Device {
             return Err(VfioError::NotBound { bdf });
         }
         let group = controller.iommu_group.ok_or(VfioError::NoIommu { bdf })?;
-        let entry = SysfsEntry::new(bdf, group)?;
+        let entry = SysfsEntry::new(Path::new(RUN), bdf, group)?;
         let refused =
             |what| move |error: IoctlError| VfioError::Open { what, reason: error.to_string() };
         let container = VfioContainer::new(None).map_err(refused("/dev/vfio/vfio".to_owned()))?;
@@ -66,10 +69,11 @@ pub(crate) struct SysfsEntry {
 }
 
 impl SysfsEntry {
-    fn new(bdf: Bdf, group: u32) -> Result<Self, VfioError> {
-        let folder = tempfile::Builder::new().prefix("forebay-vfio-").tempdir();
+    /// Makes a folder below `base`, with the link in it.
+    fn new(base: &Path, bdf: Bdf, group: u32) -> Result<Self, VfioError> {
+        let folder = tempfile::Builder::new().prefix("forebay-vfio-").tempdir_in(base);
         let failed = |action, path: PathBuf| move |source| VfioError::File { action, path, source };
-        let folder = folder.map_err(failed("making a folder in", std::env::temp_dir()))?;
+        let folder = folder.map_err(failed("making a folder in", base.to_owned()))?;
         // The kernel is asked for the device by the last part of the path.
         let path = folder.path().join(bdf.to_string());
         let link = path.join("iommu_group");
@@ -86,12 +90,12 @@ mod tests {
     #[test]
     fn the_entry_names_device_and_group_and_goes_when_dropped() {
         let bdf: Bdf = "0000:3b:00.0".parse().unwrap();
-        let entry = SysfsEntry::new(bdf, 17).unwrap();
-        assert!(entry.path.ends_with("0000:3b:00.0"));
+        let base = tempfile::tempdir().unwrap();
+        let entry = SysfsEntry::new(base.path(), bdf, 17).unwrap();
+        assert!(entry.path.starts_with(base.path()) && entry.path.ends_with("0000:3b:00.0"));
         let group = entry.path.join("iommu_group").read_link().unwrap();
         assert_eq!(group.file_name().unwrap(), "17");
-        let path = entry.path.clone();
         drop(entry);
-        assert!(!path.exists());
+        assert_eq!(base.path().read_dir().unwrap().count(), 0);
     }
 }

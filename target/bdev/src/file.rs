@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Instant;
 
 use dma::DmaSpan;
@@ -11,7 +13,7 @@ use uring::{FileOp, Ring};
 use uuid::Uuid;
 
 use crate::limits::{FILE_DEPTH, SCRATCH_BYTES};
-use crate::open_file::{OpenFile, open};
+use crate::open_file::{OpenFile, check_size, open};
 use crate::range::{Span, check, ranges};
 use crate::scratch::Scratch;
 use crate::{
@@ -47,16 +49,32 @@ impl FileBdev {
         Ok(Self { name: name.to_owned(), geometry, uuid: file.uuid, file })
     }
 
-    /// Creates a sparse file of `bytes` at `path`, to be opened afterwards.
+    /// Sees to it that there is a file of `bytes` at `path`, to be opened afterwards: makes a
+    /// sparse one, which survives power loss when this returns, or finds one of this size.
     ///
     /// # Errors
-    /// The path exists, or cannot be created.
+    /// What is at the path has another size, or the file cannot be made; nothing of it is left.
     pub fn create(name: &str, path: &str, bytes: u64) -> Result<(), BdevError> {
-        let file = File::create_new(path).and_then(|file| file.set_len(bytes).map(|()| file));
-        file.and_then(|file| file.sync_all()).map_err(|source| BdevError::Io {
-            name: name.to_owned(),
-            action: "creating the file",
-            source,
+        let failed =
+            |source| BdevError::Io { name: name.to_owned(), action: "making the file", source };
+        let file = match File::create_new(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return check_size(name, path, bytes);
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let folder = Path::new(path).parent().unwrap_or(Path::new("/"));
+        let made = || {
+            file.set_len(bytes)?;
+            file.sync_all()?;
+            // The name, too.
+            File::open(folder)?.sync_all()
+        };
+        made().map_err(|error| {
+            // A file of the wrong size would be in the way of the next attempt.
+            let _ = std::fs::remove_file(path);
+            failed(error)
         })
     }
 }

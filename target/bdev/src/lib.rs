@@ -159,11 +159,6 @@ pub trait Channel: Send {
     /// Tells the device of what was submitted since the last turn, in one go, and appends what has
     /// completed to `done`, at most as much as it has room for. `now` serves time-outs.
     fn poll(&mut self, now: Instant, done: &mut Completions);
-
-    /// Bytes of data that the CPU has copied so far, rather than a device.
-    fn copied_bytes(&self) -> u64 {
-        0
-    }
 }
 
 /// The queue is full for the moment.
@@ -244,6 +239,16 @@ pub enum BdevError {
         action: &'static str,
         /// The system's reason.
         source: std::io::Error,
+    },
+    /// The machine has too little memory.
+    #[error("{name}: {wanted} bytes of memory wanted, {available} are available")]
+    NoMemory {
+        /// The device.
+        name: String,
+        /// Bytes wanted.
+        wanted: u64,
+        /// Bytes that the kernel says could be taken.
+        available: u64,
     },
     /// Every queue of the device is taken.
     #[error("{name} has no I/O queue left for core {core}")]

@@ -69,6 +69,26 @@ pub(crate) fn open(name: &str, path: &str, block_bytes: u32) -> Result<OpenFile,
     Ok(OpenFile { buffered, direct, memory_align, bytes, uuid, punches_holes })
 }
 
+/// Compares the size of what is at `path` with the one that is wanted.
+pub(crate) fn check_size(name: &str, path: &str, wanted: u64) -> Result<(), BdevError> {
+    let failed = |action, source| BdevError::Io { name: name.to_owned(), action, source };
+    let metadata = std::fs::metadata(path).map_err(|error| failed("looking at the path", error))?;
+    // What is neither is refused when it is opened.
+    let found = match metadata.file_type().is_block_device() {
+        true => File::open(path).and_then(|file| size(&file)),
+        false => Ok(metadata.len()),
+    };
+    let found = found.map_err(|error| failed("asking for its size", error))?;
+    if found == wanted {
+        return Ok(());
+    }
+    let name = name.to_owned();
+    let reason = format!(
+        "{path} exists and has {found} bytes, not {wanted}; leave the size out to take it as it is"
+    );
+    Err(BdevError::Invalid { name, reason })
+}
+
 impl OpenFile {
     /// The files for a ring: through the page cache, and past it where that works.
     pub(crate) fn duplicate(&self) -> io::Result<Vec<File>> {

@@ -24,12 +24,14 @@ impl RamBdev {
     /// A device of `block_count` blocks of `block_bytes`, all zero.
     ///
     /// # Errors
-    /// The memory is not to be had.
+    /// The machine has less memory available: it would end the daemon when the blocks are written.
     pub fn new(name: &str, block_bytes: u32, block_count: u64) -> Result<Self, BdevError> {
         let invalid = |reason: String| BdevError::Invalid { name: name.to_owned(), reason };
         let bytes = block_count.checked_mul(u64::from(block_bytes));
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
         let bytes = bytes.ok_or_else(|| invalid("too large for memory".to_owned()))?;
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        check_memory(name, bytes as u64, &meminfo)?;
         let region = Region::new(bytes).map_err(|error| invalid(error.to_string()))?;
         let geometry = Geometry {
             block_bytes,
@@ -41,6 +43,18 @@ impl RamBdev {
         };
         let (name, uuid) = (name.to_owned(), Uuid::new_v4());
         Ok(Self { name, geometry, uuid, region: Arc::new(region) })
+    }
+}
+
+/// Compares with what the kernel says could be taken without swapping, if it does.
+fn check_memory(name: &str, wanted: u64, meminfo: &str) -> Result<(), BdevError> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    match kib.map(|kib| kib.saturating_mul(1024)) {
+        Some(available) if available < wanted => {
+            Err(BdevError::NoMemory { name: name.to_owned(), wanted, available })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -74,7 +88,6 @@ impl Bdev for RamBdev {
             geometry: self.geometry,
             region: Arc::clone(&self.region),
             done: VecDeque::with_capacity(DEPTH),
-            copied_bytes: 0,
         }))
     }
 }
@@ -86,7 +99,6 @@ struct RamChannel {
     geometry: Geometry,
     region: Arc<Region>,
     done: VecDeque<Completion>,
-    copied_bytes: u64,
 }
 
 impl RamChannel {
@@ -96,14 +108,8 @@ impl RamChannel {
         // The region was sized in `usize`, and `check` keeps offsets within it.
         let offset = span.offset as usize;
         match (io.op, span.data) {
-            (Op::Read, Some(data)) => {
-                self.region.read(offset, data);
-                self.copied_bytes += span.bytes;
-            }
-            (Op::Write { .. }, Some(data)) => {
-                self.region.write(offset, data);
-                self.copied_bytes += span.bytes;
-            }
+            (Op::Read, Some(data)) => self.region.read(offset, data),
+            (Op::Write { .. }, Some(data)) => self.region.write(offset, data),
             (Op::Compare, Some(data)) if !self.region.equals(offset, data) => {
                 return Err(Status::COMPARE_FAILURE.with_dnr());
             }
@@ -139,8 +145,19 @@ impl Channel for RamChannel {
             done.push(completion);
         }
     }
+}
 
-    fn copied_bytes(&self) -> u64 {
-        self.copied_bytes
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_the_machine_has_available_is_refused_with_both_figures() {
+        let meminfo = "MemTotal:  4096 kB\nMemAvailable:    1024 kB\n";
+        assert!(check_memory("r0", 1 << 20, meminfo).is_ok());
+        let error = check_memory("r0", (1 << 20) + 1, meminfo).unwrap_err().to_string();
+        assert!(error.contains("1048577") && error.contains("1048576"), "{error}");
+        assert!(check_memory("r0", 1 << 40, "").is_ok(), "an old kernel does not say");
+        assert!(matches!(RamBdev::new("r0", 4096, 1 << 40), Err(BdevError::NoMemory { .. })));
     }
 }

@@ -90,3 +90,17 @@ fn the_second_to_open_a_file_is_told_who_holds_it() {
     assert!(FileBdev::open("f0", &path, 1024).is_err());
     assert!(FileBdev::open("f0", "/dev/null", BLOCK).is_err());
 }
+
+#[test]
+fn a_file_of_another_size_is_refused_and_one_that_cannot_be_made_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let name = path.to_str().unwrap();
+    assert!(FileBdev::create("f0", name, u64::MAX).is_err(), "no file is that large");
+    assert!(!path.exists());
+    FileBdev::create("f0", name, 1 << 20).unwrap();
+    FileBdev::create("f0", name, 1 << 20).unwrap();
+    let error = FileBdev::create("f0", name, 2 << 20).unwrap_err().to_string();
+    assert!(error.contains("1048576 bytes, not 2097152"), "{error}");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20, "left alone");
+}

@@ -301,16 +301,13 @@ impl Core {
     fn collect_stats(&self) -> CoreStats {
         let mut carrier = CarrierStats::default();
         self.carriers.iter().flatten().for_each(|one| carrier += one.stats());
-        let channels = self
-            .channels
-            .iter()
-            .flatten()
-            .map(|open| ChannelStats { copied_bytes: open.channel.copied_bytes(), ..open.stats });
+        let channels = self.channels.iter().flatten().map(|open| open.stats);
         let queues = self.queues.iter().flatten();
         let queues = queues.filter_map(|o| Some((o.key, self.engine.queue_load(o.queue)?)));
         CoreStats {
             engine: self.engine.stats(),
             carrier,
+            copied_bytes: dma::copied_bytes(),
             data: pool_use(self.engine.pool()),
             connections: pool_use(&self.memory),
             channels: channels.collect(),

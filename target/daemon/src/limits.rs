@@ -32,16 +32,17 @@ pub(crate) const MAX_ABORTS: usize = 4096;
 /// Messages from a core that may wait for room in the ring: one for each request, three for each
 /// connection (opened or refused, closed, drained), and an answer to whatever it was asked.
 pub(crate) const CORE_OUTBOX: usize =
-    REQUESTS_PER_CORE as usize + 3 * MAX_CONNECTIONS + MAX_EXPORTS + MAX_ABORTS + MAX_CALLS;
+    REQUESTS_PER_CORE as usize + 3 * MAX_CONNECTIONS + MAX_EXPORTS + MAX_ABORTS + MAX_CALLS + 1;
 
 /// Messages that may wait for room in a core's ring: an answer for each request, four for each
 /// connection (open, bind, close, destroyed), one for each change of a namespace, each abort and
-/// each caller, and the coming and going of RDMA devices.
+/// each caller, one for the health of subsystems, and the coming and going of RDMA devices.
 pub(crate) const CORE_BACKLOG: usize = REQUESTS_PER_CORE as usize
     + 4 * MAX_CONNECTIONS
     + MAX_EXPORTS
     + MAX_ABORTS
     + MAX_CALLS
+    + 1
     + 2 * MAX_RDMA_DEVICES;
 
 /// How long the daemon waits at its end for connections to close and for the I/O in them.

@@ -19,6 +19,7 @@ mod state;
 mod state_file;
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -29,8 +30,8 @@ use nvmf::engine::EngineConfig;
 use nvmf::{Target, TargetConfig};
 use reactor::Reactor;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, reload};
 
 use crate::control::{Control, Parts, Rdma};
 use crate::core::Core;
@@ -39,17 +40,27 @@ use crate::limits::{
 };
 use crate::lock::Lock;
 use crate::message::{ControlRing, CoreMessage};
-use crate::options::Options;
+use crate::options::{Options, log_filter};
 use crate::state_file::{StateFile, make_directory};
 
-fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
-    let filter = EnvFilter::try_new(&options.log).context("--log")?;
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever RUST_BACKTRACE says: it is for whoever typed the command.
+            eprintln!("forebay-target: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
+    let filter = log_filter(&options.log).context("--log")?;
     let (filter, log) = reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     tracing_subscriber::registry().with(filter).with(lines).init();
     // Before anything is taken that another daemon may have.
-    let _locks = take_locks(&options)?;
+    let _locks = take_locks(options)?;
     let cpus = options.cpus()?;
     let state_file = StateFile::new(&options.state_dir);
     let state = state_file.load()?;
@@ -57,7 +68,7 @@ fn main() -> anyhow::Result<()> {
     let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
     let ring = ControlRing::new(cpus.len() * REQUESTS_PER_CORE as usize + MAX_CONNECTIONS, bell);
     let shares = Shares::new(arena, cpus.len())?;
-    let cores = start_cores(&options, &cpus, arena, &shares, &ring)?;
+    let cores = start_cores(options, &cpus, arena, &shares, &ring)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -80,7 +91,7 @@ fn main() -> anyhow::Result<()> {
         });
         let parts = Parts { target, cores, ring, rdma, state, state_file, arena, log };
         let mut control = Control::new(parts);
-        let calls = match restore(&mut control, &options).await {
+        let calls = match restore(&mut control, options).await {
             Ok(()) => control::listen(&options.socket),
             Err(error) => Err(error),
         };
@@ -101,7 +112,7 @@ fn main() -> anyhow::Result<()> {
 /// The block devices first, then who may use them, then the doors: a host that comes back early
 /// finds the connection refused, which it retries, rather than its subsystem unknown.
 async fn restore(control: &mut Control, options: &Options) -> anyhow::Result<()> {
-    control.restore_devices();
+    control.restore_devices().await;
     control.restore_bdevs();
     control.restore_exports();
     control.settle().await?;

@@ -73,6 +73,8 @@ pub(crate) enum ControlMessage {
 pub(crate) struct CoreStats {
     pub(crate) engine: EngineStats,
     pub(crate) carrier: CarrierStats,
+    /// Data that the core's CPU moved, rather than a device.
+    pub(crate) copied_bytes: u64,
     pub(crate) data: PoolUse,
     pub(crate) connections: PoolUse,
     pub(crate) channels: Vec<ChannelStats>,
@@ -99,7 +101,6 @@ pub(crate) struct ChannelStats {
     pub(crate) write_bytes: u64,
     pub(crate) errors: u64,
     pub(crate) in_flight: u32,
-    pub(crate) copied_bytes: u64,
 }
 
 impl ChannelStats {

@@ -45,7 +45,7 @@ pub struct NamespaceConfig {
 pub struct HealthCounters {
     /// Critical warning bits (NVMe Base 2.1, figure "SMART / Health Information Log Page").
     pub critical_warning: u8,
-    /// Composite temperature in kelvins.
+    /// Composite temperature in kelvins; 0 where there is none.
     pub temperature_kelvin: u16,
     /// Available spare in percent.
     pub available_spare: u8,
@@ -55,9 +55,9 @@ pub struct HealthCounters {
     pub read_bytes: u64,
     /// Bytes written by hosts.
     pub write_bytes: u64,
-    /// Read commands completed.
+    /// Read commands.
     pub reads: u64,
-    /// Write commands completed.
+    /// Write commands.
     pub writes: u64,
     /// Media and data integrity errors.
     pub media_errors: u64,
@@ -66,11 +66,11 @@ pub struct HealthCounters {
 }
 
 impl Default for HealthCounters {
-    /// A device in good health at 40 degrees Celsius that has done nothing yet.
+    /// Something in good health that has done nothing yet, and has no temperature.
     fn default() -> Self {
         Self {
             critical_warning: 0,
-            temperature_kelvin: 313,
+            temperature_kelvin: 0,
             available_spare: 100,
             percentage_used: 0,
             read_bytes: 0,

@@ -128,7 +128,7 @@ impl<D: PciDevice> NvmeDevice<D> {
         if let Err(error) = self.pci.set_bus_master(true) {
             return self.end(error.into(), now);
         }
-        self.shadows.iter().for_each(|span| span.fill(0));
+        self.shadows.iter().for_each(|span| span.clear());
         self.pci.write32(AQA, aqa(ADMIN_ENTRIES, ADMIN_ENTRIES));
         self.pci.write64(ASQ, self.admin.ring.sq_iova());
         self.pci.write64(ACQ, self.admin.ring.cq_iova());

@@ -8,55 +8,69 @@ use std::time::{Duration, Instant};
 use super::{Bdf, Controller, System, line, link_name, names};
 use crate::error::VfioError;
 
-/// How long a driver may take to appear after it was asked to probe.
-const PROBE_LIMIT: Duration = Duration::from_secs(10);
+/// Drivers that a controller is taken from.
+const KNOWN_DRIVERS: [&str; 2] = ["nvme", "vfio-pci"];
+
+/// Who had a controller before it was taken.
+#[derive(Clone, Debug)]
+pub struct Before {
+    driver: Option<String>,
+    driver_override: String,
+}
 
 impl System {
-    /// Gives the controller to vfio-pci. Nothing else is unbound, whatever happens. With `force`,
-    /// data on it is no obstacle; a user always is.
+    /// Gives the controller to vfio-pci, and tells who had it before. Nothing else is unbound,
+    /// whatever happens. With `force`, data on it is no obstacle; a user always is.
     ///
     /// # Errors
     /// The controller is in use, bears data, shares its IOMMU group, or a step failed; it is then
-    /// with the kernel's driver again.
-    pub fn bind(&self, bdf: Bdf, force: bool) -> Result<Controller, VfioError> {
+    /// with its earlier driver again.
+    pub fn bind(&self, bdf: Bdf, force: bool) -> Result<Before, VfioError> {
         let controller = self.controller(bdf)?;
         self.check_isolation(&controller)?;
-        match controller.driver.as_deref() {
-            Some("vfio-pci") => return Ok(controller),
-            Some("nvme") => {}
-            Some(driver) => {
-                return Err(VfioError::OtherDriver { bdf, driver: driver.to_owned() });
-            }
-            // Somebody unbound it; the kernel shows nothing of what is on it.
-            None if force => {}
-            None => {
-                let reason = "no driver has it".to_owned();
-                return Err(VfioError::ContentsUnknown { bdf, reason });
-            }
+        let driver = controller.driver.clone();
+        if let Some(driver) = driver.clone().filter(|name| !KNOWN_DRIVERS.contains(&&**name)) {
+            return Err(VfioError::OtherDriver { bdf, driver });
         }
         self.load_vfio_pci()?;
-        let holds = self
-            .hold(&controller)
-            .map_err(|uses| VfioError::InUse { bdf, uses: uses.join(", ") })?;
+        let holds = self.hold(&controller).map_err(|uses| VfioError::InUse { bdf, uses })?;
         if !force {
-            let found = self.signatures(&controller)?;
-            if !found.is_empty() {
-                return Err(VfioError::BearsData { bdf, found: found.join(", ") });
-            }
+            self.check_contents(&controller)?;
         }
-        let moved = self.hand_over(bdf, "vfio-pci", "vfio-pci");
+        let driver_override = line(&self.device_path(bdf).join("driver_override"));
+        // What the kernel prints where there is none.
+        let driver_override = driver_override.filter(|text| text != "(null)").unwrap_or_default();
+        let before = Before { driver, driver_override };
+        if before.driver.as_deref() == Some("vfio-pci") {
+            return Ok(before);
+        }
+        let moved = self.hand_over(bdf, "vfio-pci", Some("vfio-pci"));
         drop(holds);
         if let Err(error) = moved {
-            if let Err(second) = self.hand_over(bdf, "", "nvme") {
-                tracing::error!(%bdf, error = %second, "not back with the kernel's driver");
+            if let Err(second) = self.restore(bdf, &before) {
+                tracing::error!(%bdf, error = %second, "not back with its earlier driver");
             }
             return Err(error);
         }
-        tracing::info!(%bdf, force, "taken from the kernel");
-        self.controller(bdf)
+        tracing::info!(%bdf, force, from = before.driver, "taken");
+        Ok(before)
     }
 
-    /// Gives the controller back to the kernel's driver.
+    /// Undoes [`System::bind`].
+    ///
+    /// # Errors
+    /// A process has it open, or its driver does not take it.
+    pub fn restore(&self, bdf: Bdf, before: &Before) -> Result<(), VfioError> {
+        let driver = match before.driver.as_deref() {
+            Some("vfio-pci") => return Ok(()),
+            Some(_) => Some("nvme"),
+            None => None,
+        };
+        self.check_closed(&self.controller(bdf)?)?;
+        self.hand_over(bdf, &before.driver_override, driver)
+    }
+
+    /// Gives the controller to the kernel's driver.
     ///
     /// # Errors
     /// A process has it open, or the driver does not take it.
@@ -69,17 +83,33 @@ impl System {
                 return Err(VfioError::OtherDriver { bdf, driver: driver.to_owned() });
             }
         }
-        // Unbinding would wait, without end, for whoever has the group open.
-        let mut uses = Vec::new();
-        if let Some(group) = controller.iommu_group {
-            self.openers(&[format!("vfio/{group}")], true, &mut uses);
-        }
-        if !uses.is_empty() {
-            return Err(VfioError::InUse { bdf, uses: uses.join(", ") });
-        }
-        self.hand_over(bdf, "", "nvme")?;
+        self.check_closed(&controller)?;
+        self.hand_over(bdf, "", Some("nvme"))?;
         tracing::info!(%bdf, "given back to the kernel");
         self.controller(bdf)
+    }
+
+    /// Whether anything is on the controller's namespaces. Only while the kernel's driver has it
+    /// can that be seen.
+    fn check_contents(&self, controller: &Controller) -> Result<(), VfioError> {
+        let bdf = controller.bdf;
+        let unknown =
+            |reason: &str| Err(VfioError::ContentsUnknown { bdf, reason: reason.to_owned() });
+        match controller.driver.as_deref() {
+            Some("nvme") => {}
+            Some(_) => return unknown("vfio-pci has it already, perhaps for a virtual machine"),
+            None => return unknown("no driver has it"),
+        }
+        let found = self.signatures(controller)?;
+        if found.is_empty() { Ok(()) } else { Err(VfioError::BearsData { bdf, found }) }
+    }
+
+    /// Unbinding would wait, without end, for whoever has the controller open through vfio.
+    fn check_closed(&self, controller: &Controller) -> Result<(), VfioError> {
+        let mut uses = Vec::new();
+        self.openers(&self.vfio_nodes(controller), true, &mut uses);
+        let bdf = controller.bdf;
+        if uses.is_empty() { Ok(()) } else { Err(VfioError::InUse { bdf, uses }) }
     }
 
     /// Names who else is in the group. Bridges do not count: they stay with the kernel, which vfio
@@ -101,7 +131,7 @@ impl System {
         if others.is_empty() {
             return Ok(());
         }
-        Err(VfioError::SharedGroup { bdf, group, others: others.join(", ") })
+        Err(VfioError::SharedGroup { bdf, group, others })
     }
 
     fn load_vfio_pci(&self) -> Result<(), VfioError> {
@@ -117,15 +147,22 @@ impl System {
     }
 
     /// Moves the controller: names the only driver that may take it, takes it from the present one,
-    /// and has the kernel probe again. In this order no third driver can come between.
-    fn hand_over(&self, bdf: Bdf, only: &str, driver: &'static str) -> Result<(), VfioError> {
+    /// and has the kernel probe again. In this order no third driver can come between. Without a
+    /// driver to go to it is left without one.
+    fn hand_over(
+        &self,
+        bdf: Bdf,
+        only: &str,
+        driver: Option<&'static str>,
+    ) -> Result<(), VfioError> {
         let path = self.device_path(bdf);
         write(path.join("driver_override"), &format!("{only}\n"))?;
         if link_name(&path.join("driver")).is_some() {
             write(path.join("driver/unbind"), &bdf.to_string())?;
         }
+        let Some(driver) = driver else { return Ok(()) };
         write(self.sys.join("bus/pci/drivers_probe"), &bdf.to_string())?;
-        let limit = Instant::now() + PROBE_LIMIT;
+        let limit = Instant::now() + self.probe_limit;
         while link_name(&path.join("driver")).as_deref() != Some(driver) {
             if Instant::now() >= limit {
                 return Err(VfioError::NotTaken { bdf, driver });

@@ -9,8 +9,10 @@ mod uses;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use bdf::Bdf;
+pub use bind::Before;
 
 use crate::error::VfioError;
 
@@ -27,6 +29,8 @@ pub struct System {
     pub wipefs: PathBuf,
     /// `modprobe` of kmod.
     pub modprobe: PathBuf,
+    /// How long a driver may take to appear after it was asked to probe.
+    pub probe_limit: Duration,
 }
 
 impl Default for System {
@@ -37,6 +41,7 @@ impl Default for System {
             dev: "/dev".into(),
             wipefs: "wipefs".into(),
             modprobe: "modprobe".into(),
+            probe_limit: Duration::from_secs(10),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Bdf, System};
 use crate::error::VfioError;
@@ -26,6 +27,7 @@ impl Fake {
             dev: path("dev"),
             wipefs: path("wipefs"),
             modprobe: path("modprobe"),
+            probe_limit: Duration::ZERO,
         };
         let fake = Self { system, root, bdf: BDF.parse().unwrap() };
         let device = format!("sys/bus/pci/devices/{BDF}");
@@ -81,10 +83,26 @@ impl Fake {
         fs::set_permissions(self.at("wipefs"), mode).unwrap();
     }
 
+    /// Lets another driver, or none, have the controller.
+    fn drive(&self, driver: Option<&str>) {
+        let device = format!("sys/bus/pci/devices/{BDF}");
+        fs::remove_file(self.at(&format!("{device}/driver"))).unwrap();
+        fs::remove_dir_all(self.at(&format!("{device}/nvme"))).unwrap();
+        if let Some(driver) = driver {
+            self.link(&format!("sys/bus/pci/drivers/{driver}"), &format!("{device}/driver"));
+        }
+    }
+
+    fn driver(&self) -> Option<String> {
+        let link = fs::read_link(self.at(&format!("sys/bus/pci/devices/{BDF}/driver"))).ok()?;
+        Some(link.file_name()?.to_str()?.to_owned())
+    }
+
+    /// Refused, and nothing has changed.
     fn refusal(&self, force: bool) -> String {
+        let before = self.driver();
         let error = self.system.bind(self.bdf, force).unwrap_err();
-        let driver = self.at(&format!("sys/bus/pci/devices/{BDF}/driver"));
-        assert!(fs::read_link(driver).unwrap().ends_with("nvme"), "nothing was unbound");
+        assert_eq!(self.driver(), before, "nothing was unbound");
         let overridden = self.at(&format!("sys/bus/pci/devices/{BDF}/driver_override"));
         assert!(!Path::exists(&overridden), "nothing was overridden: {error}");
         error.to_string()
@@ -159,6 +177,39 @@ fn signatures_are_named() {
     assert!(refusal.contains("nvme0n1: dos at byte 0x1fe"), "{refusal}");
     fs::remove_file(fake.at("wipefs")).unwrap();
     assert!(fake.refusal(false).contains("install util-linux"));
+}
+
+#[test]
+fn one_that_vfio_has_may_be_somebody_elses() {
+    let fake = Fake::new();
+    fake.drive(Some("vfio-pci"));
+    let refusal = fake.refusal(false);
+    assert!(refusal.contains("perhaps for a virtual machine"), "{refusal}");
+    let before = fake.system.bind(fake.bdf, true).unwrap();
+    fake.system.restore(fake.bdf, &before).unwrap();
+    assert_eq!(fake.driver().as_deref(), Some("vfio-pci"), "it is left where it was");
+    for node in ["vfio/7", "vfio/devices/vfio0"] {
+        let fake = Fake::new();
+        fake.drive(Some("vfio-pci"));
+        fake.file(&format!("sys/bus/pci/devices/{BDF}/vfio-dev/vfio0/dev"), "1:1");
+        fake.link(&format!("dev/{node}"), "proc/42/fd/9");
+        let refusal = fake.refusal(true);
+        assert!(refusal.contains("open in process 42 (program)"), "{refusal}");
+        assert!(matches!(fake.system.release(fake.bdf), Err(VfioError::InUse { .. })));
+    }
+}
+
+#[test]
+fn one_that_no_driver_has_goes_back_to_none() {
+    let fake = Fake::new();
+    fake.drive(None);
+    assert!(fake.refusal(false).contains("no driver has it"));
+    // No kernel is there to bind it: the attempt fails, and leaves it as it was.
+    let error = fake.system.bind(fake.bdf, true).unwrap_err();
+    assert!(matches!(error, VfioError::NotTaken { driver: "vfio-pci", .. }), "{error}");
+    assert_eq!(fake.driver(), None);
+    let path = fake.at(&format!("sys/bus/pci/devices/{BDF}/driver_override"));
+    assert_eq!(fs::read_to_string(path).unwrap().trim(), "");
 }
 
 #[test]

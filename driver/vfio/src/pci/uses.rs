@@ -32,7 +32,7 @@ impl System {
         if uses.is_empty() { Ok(Holds { _files: files }) } else { Err(uses) }
     }
 
-    /// Who uses the controller's namespaces, in words, without keeping anybody from it.
+    /// Who uses the controller or its namespaces, in words, without keeping anybody from it.
     pub fn uses(&self, controller: &Controller) -> Vec<String> {
         let mut uses = Vec::new();
         for namespace in &controller.namespaces {
@@ -47,7 +47,16 @@ impl System {
         let folder = self.device_path(controller.bdf).join("nvme");
         nodes.extend(names(&folder).unwrap_or_default());
         self.openers(&nodes, false, &mut uses);
+        self.openers(&self.vfio_nodes(controller), true, &mut uses);
         uses
+    }
+
+    /// Nodes of /dev through which vfio gives the controller to a process: that of its group, and
+    /// that of its own which newer kernels have.
+    pub(super) fn vfio_nodes(&self, controller: &Controller) -> Vec<String> {
+        let group = controller.iommu_group.map(|group| format!("vfio/{group}"));
+        let own = names(&self.device_path(controller.bdf).join("vfio-dev")).unwrap_or_default();
+        group.into_iter().chain(own.iter().map(|name| format!("vfio/devices/{name}"))).collect()
     }
 
     fn uses_of(&self, namespace: &BlockDevice, uses: &mut Vec<String>) {

@@ -597,15 +597,28 @@ pub(super) fn in_use(message: impl Into<String>) -> RpcError {
 }
 
 pub(super) fn bdev_error(error: BdevError) -> RpcError {
-    let code = match &error {
-        BdevError::Claimed { .. } => ErrorCode::InUse,
-        BdevError::Exists { .. } => ErrorCode::Exists,
-        BdevError::Unknown { .. } => ErrorCode::NotFound,
-        BdevError::Invalid { .. } => ErrorCode::InvalidParams,
-        BdevError::NoQueue { .. } => ErrorCode::Limit,
-        _ => ErrorCode::Failed,
-    };
-    RpcError::new(code, error.to_string())
+    let message = error.to_string();
+    let plain = |code, advice: &str| RpcError::new(code, &message).with_advice(advice);
+    match error {
+        // These say themselves what to do.
+        BdevError::Invalid { .. } => RpcError::new(ErrorCode::InvalidParams, message),
+        BdevError::Claimed { holder, .. } => {
+            plain(ErrorCode::InUse, "end that use first").with_found(vec![holder])
+        }
+        BdevError::Exists { .. } => {
+            plain(ErrorCode::Exists, "take another name, or forebay bdev delete")
+        }
+        BdevError::Unknown { .. } => plain(ErrorCode::NotFound, "forebay bdev list"),
+        BdevError::NoMemory { .. } => plain(ErrorCode::Unavailable, "a smaller one, or a file"),
+        BdevError::NoQueue { .. } => plain(
+            ErrorCode::Limit,
+            "end another export of that SSD, or start forebay-target on fewer cores",
+        ),
+        BdevError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            plain(ErrorCode::NotFound, "--size makes a file; its folder must exist")
+        }
+        BdevError::Io { .. } => plain(ErrorCode::Failed, "look at the path: ls -l, df -h"),
+    }
 }
 
 pub(super) fn target_error(error: TargetError) -> RpcError {

@@ -7,10 +7,13 @@
 //! saved before anybody hears of a change.
 
 mod admin;
+mod device_info;
 mod devices;
 mod ending;
 mod exports;
+mod health;
 mod hosts;
+mod job;
 mod listeners;
 mod rdma;
 mod requests;
@@ -40,6 +43,7 @@ pub(crate) use self::rdma::Rdma;
 pub(crate) use self::socket::{Asked, listen};
 
 use self::admin::Pending;
+use self::device_info::Look;
 use self::devices::Devices;
 use self::exports::{Change, Place, Removal};
 use self::rdma::Action;
@@ -71,6 +75,10 @@ pub(crate) struct Control {
     pub(crate) arena: &'static Arena,
     pub(crate) log: LogHandle,
     devices: Devices,
+    /// Callers that wait for a look at controllers.
+    looks: Vec<Look>,
+    /// When the subsystems' health is brought up to date again.
+    health_due: Instant,
     /// Messages that found a core's inbox full, in order, by core; at most `CORE_BACKLOG` each.
     backlog: Vec<VecDeque<CoreMessage>>,
     /// The queue of each connection on its core, from when the core has taken it.
@@ -129,6 +137,8 @@ impl Control {
             arena,
             log,
             devices: Devices::default(),
+            looks: Vec::new(),
+            health_due: Instant::now(),
             queues: HashMap::new(),
             commands: HashMap::new(),
             aborts: HashMap::new(),
@@ -210,6 +220,8 @@ impl Control {
             self.target.handle_timeout(now);
         }
         self.poll_devices(now);
+        self.poll_looks();
+        self.poll_health(now);
         if let Some(rdma) = &mut self.rdma {
             rdma.retry_listeners(now);
         }

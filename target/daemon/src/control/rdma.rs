@@ -44,11 +44,15 @@ struct Listener {
 }
 
 /// A device that connections came in on: one PD, one registration, one CQ per core.
+///
+/// It is kept while a listener or a connection is on it, because those are what the connection
+/// manager tells of its removal, and the kernel may wait with that until nothing of it is left.
 struct OpenDevice {
     device: Device,
     mr: Mr,
     cqs: Vec<CqHandle>,
     connections: usize,
+    /// It is being removed: what comes in on an address of it from now on is on another device.
     leaving: bool,
 }
 
@@ -187,19 +191,38 @@ impl Rdma {
     }
 
     fn handle_removal(&mut self, id: CmKey, actions: &mut Vec<Action>) {
-        for listener in &mut self.listeners {
-            if listener.id.take_if(|listening| listening.key() == id).is_some() {
-                tracing::warn!(address = %listener.address, "the RDMA device goes away");
-            }
+        let is_it = |listener: &&mut Listener| listener.id.as_ref().is_some_and(|l| l.key() == id);
+        let mut device = None;
+        if let Some(listener) = self.listeners.iter_mut().find(is_it) {
+            tracing::warn!(address = %listener.address, "the RDMA device goes away");
+            let id = listener.id.take();
+            let is_on = |open: &OpenDevice| id.as_ref().is_some_and(|id| id.is_on(&open.device));
+            device = self.devices.iter().position(|open| open.as_ref().is_some_and(is_on));
+        } else if let Some(connection) = self.by_cm.get(&id).and_then(|k| self.connections.get(k)) {
+            device = Some(connection.device);
         }
-        let Some(&key) = self.by_cm.get(&id) else { return };
-        if let Some(device) = self.connections.get(&key).map(|connection| connection.device) {
-            if let Some(open) = &mut self.devices[device] {
-                open.leaving = true;
-            }
-            let on_it = self.connections.iter().filter(|(_, other)| other.device == device);
-            actions.extend(on_it.map(|(&key, _)| Action::Close(key)));
+        let Some(index) = device else { return };
+        if let Some(open) = &mut self.devices[index] {
+            open.leaving = true;
         }
+        let on_it = self.connections.iter().filter(|(_, other)| other.device == index);
+        actions.extend(on_it.map(|(&key, _)| Action::Close(key)));
+        self.close_unused(index, actions);
+    }
+
+    /// Gives a device up that nobody would tell us about any more.
+    fn close_unused(&mut self, index: usize, actions: &mut Vec<Action>) {
+        let Some(open) = &self.devices[index] else { return };
+        let is_on_it = |id: &CmId| id.is_on(&open.device);
+        let listened_on = self.listeners.iter().any(|l| l.id.as_ref().is_some_and(is_on_it));
+        if open.connections > 0 || (listened_on && !open.leaving) {
+            return;
+        }
+        tracing::info!(device = open.device.name(), "RDMA device closed");
+        for core in 0..self.cores {
+            actions.push(Action::Tell(core, CoreMessage::RemoveDevice { device: index }));
+        }
+        self.devices[index] = None;
     }
 
     fn handle_request(
@@ -264,11 +287,25 @@ impl Rdma {
         actions: &mut Vec<Action>,
     ) -> anyhow::Result<(usize, usize, RdmaQp, ConnParams)> {
         let index = self.open_device(id.device()?, actions)?;
-        let device = self.devices[index].as_ref().context("the device was just opened")?;
-        let params = ConnParams::answer(request, device.device.limits(), READ_DEPTH);
-        anyhow::ensure!(params.initiator_depth > 0, "the host allows no RDMA READ");
+        let made = self.make_qp(index, id, request, wanted);
+        if made.is_err() {
+            self.close_unused(index, actions);
+        }
+        let (core, qp, params) = made?;
+        Ok((index, core, qp, params))
+    }
+
+    fn make_qp(
+        &mut self,
+        index: usize,
+        id: &CmId,
+        request: &ConnectionData,
+        wanted: &ConnectRequest,
+    ) -> anyhow::Result<(usize, RdmaQp, ConnParams)> {
         let core = least_loaded(self.cores, self.connections.values());
         let device = self.devices[index].as_mut().context("the device was just opened")?;
+        let params = ConnParams::answer(request, device.device.limits(), READ_DEPTH);
+        anyhow::ensure!(params.initiator_depth > 0, "the host allows no RDMA READ");
         let limits = QpLimits {
             max_recv_wr: limits::slots(wanted.entries),
             max_send_wr: limits::send_depth(wanted.entries),
@@ -279,7 +316,7 @@ impl Rdma {
         let cq = &device.cqs[core];
         let qp = RdmaQp::new(id, &device.mr, cq, cq, limits)?;
         device.connections += 1;
-        Ok((index, core, qp, params))
+        Ok((core, qp, params))
     }
 
     /// The device's number; opens it for the first connection that comes in on it.
@@ -358,14 +395,12 @@ impl Rdma {
         let Some(connection) = self.connections.remove(&key) else { return };
         self.by_cm.remove(&connection.id.key());
         let index = connection.device;
-        let Some(open) = &mut self.devices[index] else { return };
-        open.connections -= 1;
-        if open.leaving && open.connections == 0 {
-            for core in 0..self.cores {
-                actions.push(Action::Tell(core, CoreMessage::RemoveDevice { device: index }));
-            }
-            self.devices[index] = None;
+        // Its id holds on to the device, too.
+        drop(connection);
+        if let Some(open) = &mut self.devices[index] {
+            open.connections -= 1;
         }
+        self.close_unused(index, actions);
     }
 }
 

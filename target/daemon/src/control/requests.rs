@@ -13,6 +13,7 @@ use super::Control;
 use super::exports::bdev_error;
 use super::socket::Asked;
 use super::stats::Wanted;
+use crate::options::log_filter;
 use crate::state::{SavedBdev, State};
 
 impl Control {
@@ -22,12 +23,13 @@ impl Control {
             // These take a while, and answer for themselves.
             Call::ExportAdd(params) => return self.add_export(params, reply),
             Call::ExportRemove(params) => return self.remove_export(&params, reply),
+            Call::DeviceList(_) => return self.look_at_devices(None, reply),
+            Call::DeviceShow(params) => return self.look_at_devices(Some(&params.bdf), reply),
             Call::DeviceBind(params) => return self.bind_device(&params, reply),
             Call::DeviceRelease(params) => return self.release_device(&params.bdf, reply),
-            Call::Stats(_) => return self.collect_stats(Wanted::Stats, reply),
-            Call::ConnectionList(_) => return self.collect_stats(Wanted::Connections, reply),
+            Call::Stats(_) => return self.collect_stats(Wanted::Stats(reply)),
+            Call::ConnectionList(_) => return self.collect_stats(Wanted::Connections(reply)),
             Call::Version(_) => Ok(json!(self.version())),
-            Call::DeviceList(_) => self.device_list(),
             Call::BdevList(_) => Ok(json!(self.bdev_list())),
             Call::BdevCreate(params) => self.create_bdev(params),
             Call::BdevDelete(params) => self.delete_bdev(&params.name),
@@ -61,8 +63,9 @@ impl Control {
             api::LogLevel::Info => "info",
             api::LogLevel::Debug => "debug",
         };
-        let changed = self.log.reload(tracing_subscriber::EnvFilter::new(name));
-        changed.map_err(|error| RpcError::new(ErrorCode::Internal, error.to_string()))?;
+        let internal = |error: String| RpcError::new(ErrorCode::Internal, error);
+        let filter = log_filter(name).map_err(|error| internal(error.to_string()))?;
+        self.log.reload(filter).map_err(|error| internal(error.to_string()))?;
         Ok(json!({}))
     }
 
@@ -90,9 +93,7 @@ impl Control {
         if self.bdevs.get(&saved.name).is_some() {
             return Err(bdev_error(BdevError::Exists { name: saved.name }));
         }
-        if let (BdevKind::File, Some(bytes), Some(path)) = (kind, size_bytes, &saved.path)
-            && !path.exists()
-        {
+        if let (BdevKind::File, Some(bytes), Some(path)) = (kind, size_bytes, &saved.path) {
             FileBdev::create(&saved.name, &path.to_string_lossy(), bytes).map_err(bdev_error)?;
         }
         let bdev = make_bdev(&saved)?;

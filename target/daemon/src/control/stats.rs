@@ -10,24 +10,25 @@ use super::socket::Reply;
 use crate::limits::MAX_CALLS;
 use crate::message::{self, CoreMessage, PoolUse};
 
-/// What a caller wants that needs the counters of every core.
+/// What the counters of every core are wanted for.
 pub(super) enum Wanted {
-    Stats,
-    Connections,
+    Stats(Reply),
+    Connections(Reply),
+    /// What hosts read in the SMART log.
+    Health,
 }
 
-/// A caller that waits for the cores.
+/// Somebody who waits for the cores.
 pub(super) struct Waiting {
-    wanted: Wanted,
+    pub(super) wanted: Wanted,
     stats: Vec<Option<message::CoreStats>>,
-    reply: Reply,
 }
 
 impl Control {
-    pub(super) fn collect_stats(&mut self, wanted: Wanted, reply: Reply) {
-        assert!(self.stats_wanted.len() < MAX_CALLS, "one for each call at most");
+    pub(super) fn collect_stats(&mut self, wanted: Wanted) {
+        assert!(self.stats_wanted.len() <= MAX_CALLS, "one for each call, and one for health");
         let stats = self.cores.iter().map(|_| None).collect();
-        self.stats_wanted.push_back(Waiting { wanted, stats, reply });
+        self.stats_wanted.push_back(Waiting { wanted, stats });
         for core in 0..self.cores.len() {
             self.tell(core, CoreMessage::CollectStats);
         }
@@ -41,15 +42,17 @@ impl Control {
         }
         let complete = |waiting: &Waiting| waiting.stats.iter().all(Option::is_some);
         while self.stats_wanted.front().is_some_and(complete) {
-            let Some(Waiting { wanted, stats, reply }) = self.stats_wanted.pop_front() else {
-                return;
-            };
+            let Some(Waiting { wanted, stats }) = self.stats_wanted.pop_front() else { return };
             let stats: Vec<_> = stats.into_iter().flatten().collect();
-            let result = match wanted {
-                Wanted::Stats => json!(self.stats_of(&stats)),
-                Wanted::Connections => {
+            let (reply, result) = match wanted {
+                Wanted::Stats(reply) => (reply, json!(self.stats_of(&stats))),
+                Wanted::Connections(reply) => {
                     let loads: Vec<_> = stats.iter().flat_map(|s| s.queues.clone()).collect();
-                    json!(self.connection_list(&loads))
+                    (reply, json!(self.connection_list(&loads)))
+                }
+                Wanted::Health => {
+                    self.update_health(&stats);
+                    continue;
                 }
             };
             let _ = reply.send(Ok(result));
@@ -79,6 +82,7 @@ impl Control {
                 busy_ns_per_io: reactor.busy_ns.checked_div(ios).unwrap_or(0),
                 buffer_waits: stats.engine.buffer_waits,
                 channel_waits: stats.engine.channel_waits,
+                copied_bytes: stats.copied_bytes,
             });
             result.carriers.push(carrier_stats(core, &stats.carrier));
             let pool = |name: &str, pool: PoolUse| PoolStats {
@@ -105,7 +109,6 @@ impl Control {
             submitted: channel.reads + channel.writes + channel.others,
             errors: channel.errors,
             in_flight: channel.in_flight,
-            copied_bytes: channel.copied_bytes,
         });
         let same = |n: &NamespaceStats| n.nqn == nqn && n.nsid == channel.nsid;
         let at = result.namespaces.iter().position(same).unwrap_or_else(|| {
@@ -145,7 +148,5 @@ fn carrier_stats(core: u32, carrier: &nvmf_rdma::CarrierStats) -> CarrierStats {
         writes: carrier.writes,
         posts: carrier.reads + carrier.writes + carrier.responses,
         system_calls: carrier.send_chains,
-        // Work requests name the bytes where they are.
-        copied_bytes: 0,
     }
 }

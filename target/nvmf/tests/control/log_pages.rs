@@ -31,8 +31,13 @@ fn errors_are_kept_newest_first_and_bounded() {
 fn smart_comes_from_the_counters() {
     let mut world = World::new();
     let (queue, _) = world.bring_up(ALICE);
-    let health =
-        HealthCounters { read_bytes: 512_001, reads: 5, media_errors: 2, ..Default::default() };
+    let health = HealthCounters {
+        temperature_kelvin: 313,
+        read_bytes: 512_001,
+        reads: 5,
+        media_errors: 2,
+        ..Default::default()
+    };
     world.target.set_health(NQN, health).unwrap();
     let page = world.log(queue, lid::SMART, 0, 512).data;
     let smart = Smart::read_from_bytes(&page).unwrap();
