@@ -12,7 +12,7 @@ pub const MAX_HPDA_Z: u8 = 31;
 /// the largest alignment, or a termination request with the whole header that was wrong.
 pub const MAX_SENT_HEADER_BYTES: usize = 152;
 
-/// Bytes of a header that a termination request quotes at most (NVMe/TCP Transport 1.1, C2HTermReq).
+/// Most bytes of a header that a termination request quotes (NVMe/TCP Transport 1.1, C2HTermReq).
 pub const MAX_QUOTED_BYTES: usize = 128;
 
 /// Most bytes of data that the host may put into one H2CData: a whole transfer.
