@@ -1,0 +1,25 @@
+//! Carries the NVMe over Fabrics core over TCP (NVMe/TCP Transport Specification 1.1).
+//!
+//! [`Connection`] is the state machine of one connection and does no I/O. Bytes that were received
+//! go into it, and what it makes of them comes out as [`Event`]s: a command capsule, a host's data,
+//! a response that has left. What is to be sent comes out as [`Piece`]s: headers of its own, and
+//! the very memory that a block device has filled.
+//!
+//! Data is received where it belongs: while a PDU's data is due, [`Connection::payload`] names the
+//! memory that the next bytes go to, so that whoever has the socket can receive there directly.
+//!
+//! A capsule slot is taken when a command arrives and free again when its response has left. A host
+//! that sends more commands than its queue holds is not read until one is: it only delays itself.
+//!
+//! What it does not do: sockets, time, TLS, or more than one R2T for a command at a time.
+#![forbid(unsafe_code)]
+
+mod connection;
+mod digest;
+mod header;
+pub mod limits;
+mod send;
+
+pub use connection::{Connection, ConnectionConfig, Event};
+pub use header::Fault;
+pub use send::Piece;
