@@ -3,12 +3,13 @@
 use std::alloc::Layout;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use thiserror::Error;
 
-use crate::limits::{IOVA_BASE, MAX_ARENA_BYTES, MAX_BLOCK_BYTES};
+use crate::limits::{IOVA_BASE, MAX_ARENA_BYTES, MAX_BLOCK_BYTES, MAX_SPAN_BYTES};
+use crate::runs::Runs;
 use crate::span::DmaSpan;
 
 /// Why there is no arena, or no room left in it.
@@ -46,12 +47,12 @@ pub enum ArenaError {
         /// Bytes asked for.
         bytes: usize,
     },
-    /// The arena has less left than was asked for.
-    #[error("{wanted} bytes of DMA memory wanted, {left} of {total} left")]
+    /// The arena has no run left that is as long as was asked for.
+    #[error("{wanted} bytes of DMA memory in one run wanted; {left} of {total} left, in all runs")]
     Exhausted {
         /// Bytes asked for.
         wanted: usize,
-        /// Bytes not carved yet.
+        /// Bytes not in use.
         left: usize,
         /// Size of the arena.
         total: usize,
@@ -63,8 +64,8 @@ pub enum ArenaError {
 pub struct Arena {
     base: NonNull<u8>,
     bytes: usize,
-    /// Bytes carved so far: everything below is in use for good.
-    carved: Mutex<usize>,
+    /// What nobody has; every byte of it is zero.
+    vacant: Mutex<Runs>,
 }
 
 // SAFETY: the base address is never written through; see `DmaSpan` for the bytes themselves.
@@ -118,30 +119,39 @@ impl Arena {
         Ok(Self::leak(base.cast(), bytes))
     }
 
-    /// Cuts `bytes` off the arena for good, zeroed, aligned to `align` (a power of two up to 4 MiB)
-    /// in I/O virtual addresses.
+    /// Takes a part of the arena: `bytes` (up to 2 GiB), all zero, aligned to `align` (a power of
+    /// two up to 4 MiB) in I/O virtual addresses.
     ///
     /// # Errors
-    /// [`ArenaError::Exhausted`] when the arena has no room left.
+    /// [`ArenaError::Exhausted`] when the arena has no such run left.
     pub fn carve(&'static self, bytes: usize, align: usize) -> Result<DmaSpan, ArenaError> {
-        assert!(align.is_power_of_two() && align <= MAX_BLOCK_BYTES && bytes > 0);
-        let mut carved = self.carved.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let start = carved.next_multiple_of(align);
-        let exhausted = || {
-            let left = self.bytes.saturating_sub(start);
-            ArenaError::Exhausted { wanted: bytes, left, total: self.bytes }
-        };
-        if bytes > self.bytes.saturating_sub(start) {
-            return Err(exhausted());
+        assert!(align.is_power_of_two() && align <= MAX_BLOCK_BYTES);
+        assert!((1..=MAX_SPAN_BYTES).contains(&bytes), "a span of {bytes} bytes");
+        let mut vacant = self.vacant();
+        match vacant.take(bytes, align) {
+            Some(start) => Ok(self.span(start, bytes as u32)),
+            None => {
+                let left = vacant.bytes();
+                Err(ArenaError::Exhausted { wanted: bytes, left, total: self.bytes })
+            }
         }
-        let len = u32::try_from(bytes).map_err(|_| exhausted())?;
-        *carved = start + bytes;
-        Ok(self.span(start, len))
     }
 
-    /// Bytes not carved yet.
+    /// Takes back a span that was carved, whole. Whoever gives it back has seen to it that no
+    /// device reaches it any more, and uses no copy of it: its bytes may be another's at once.
+    ///
+    /// A span that is not of this arena, or that was given back already, asserts.
+    pub fn give_back(&'static self, span: DmaSpan) {
+        let start = span.iova().checked_sub(IOVA_BASE).map(|start| start as usize);
+        let start = start.filter(|start| start + span.len() as usize <= self.bytes);
+        let start = start.expect("a span of this arena");
+        span.fill(0);
+        self.vacant().give_back(start, span.len() as usize);
+    }
+
+    /// Bytes that nobody has.
     pub fn bytes_left(&self) -> usize {
-        self.bytes - *self.carved.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.vacant().bytes()
     }
 
     /// Virtual address of the first byte.
@@ -179,7 +189,11 @@ impl Arena {
     }
 
     fn leak(base: NonNull<u8>, bytes: usize) -> &'static Arena {
-        Box::leak(Box::new(Arena { base, bytes, carved: Mutex::new(0) }))
+        Box::leak(Box::new(Arena { base, bytes, vacant: Mutex::new(Runs::new(bytes)) }))
+    }
+
+    fn vacant(&self) -> MutexGuard<'_, Runs> {
+        self.vacant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,6 +224,28 @@ mod tests {
         let error = arena.carve(1 << 20, 64).unwrap_err();
         assert!(matches!(error, ArenaError::Exhausted { total: 1_048_576, .. }), "{error}");
         assert_eq!(arena.bytes_left(), left, "a refused carve takes nothing");
+    }
+
+    #[test]
+    fn what_is_given_back_is_zero_when_it_is_carved_again() {
+        let arena = Arena::plain_pages(1 << 20).unwrap();
+        let spans = [arena.carve(1 << 19, 4096).unwrap(), arena.carve(1 << 19, 4096).unwrap()];
+        spans.iter().for_each(|span| span.fill(7));
+        assert_eq!(arena.bytes_left(), 0);
+        spans.iter().for_each(|&span| arena.give_back(span));
+        let whole = arena.carve(1 << 20, 4096).unwrap();
+        let mut bytes = vec![1; 1 << 20];
+        whole.read(0, &mut bytes);
+        assert!(bytes.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "is vacant already")]
+    fn giving_back_twice_asserts() {
+        let arena = Arena::plain_pages(1 << 20).unwrap();
+        let span = arena.carve(4096, 4096).unwrap();
+        arena.give_back(span);
+        arena.give_back(span);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod arena;
 pub mod limits;
 mod pool;
 mod region;
+mod runs;
 mod span;
 
 pub use arena::{Arena, ArenaError};

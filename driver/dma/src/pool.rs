@@ -1,7 +1,7 @@
-//! Per-core buffers: a buddy allocator over one carved run of the arena.
+//! Per-core buffers: a buddy allocator over a part of the arena.
 
 use crate::arena::{Arena, ArenaError};
-use crate::limits::{MAX_BLOCK_BYTES, MIN_BLOCK_BYTES};
+use crate::limits::{MAX_BLOCK_BYTES, MAX_SPAN_BYTES, MIN_BLOCK_BYTES};
 use crate::span::DmaSpan;
 
 /// A buffer that a [`Pool`] handed out. It goes back by [`Pool::free`]; one that is merely dropped
@@ -28,7 +28,10 @@ impl DmaBuffer {
 /// steps bounded by the number of sizes, and no memory.
 #[derive(Debug)]
 pub struct Pool {
-    region: DmaSpan,
+    /// All but the last have as many blocks, a power of two; no larger block lies in two.
+    spans: Vec<DmaSpan>,
+    /// That power.
+    span_order: u32,
     /// Head of the list of free blocks, by order.
     heads: [u32; ORDERS],
     /// State of each minimal block, valid at the first one of a larger block.
@@ -62,24 +65,38 @@ impl Pool {
         (bytes as usize).next_power_of_two().max(MIN_BLOCK_BYTES)
     }
 
-    /// Carves `bytes` (rounded up to whole blocks of the largest size) for a pool whose largest
-    /// buffer is `max_block` bytes, a power of two from 4 KiB to 4 MiB.
+    /// Carves `bytes` (rounded up to whole blocks of the largest size), for good, for a pool whose
+    /// largest buffer is `max_block` bytes, a power of two from 4 KiB to 4 MiB.
     ///
     /// # Errors
     /// The arena has no room left.
     pub fn new(arena: &'static Arena, bytes: usize, max_block: usize) -> Result<Pool, ArenaError> {
-        assert!(max_block.is_power_of_two());
+        Self::over_spans(arena, bytes, max_block, MAX_SPAN_BYTES)
+    }
+
+    fn over_spans(
+        arena: &'static Arena,
+        bytes: usize,
+        max_block: usize,
+        span_bytes: usize,
+    ) -> Result<Pool, ArenaError> {
+        assert!(max_block.is_power_of_two() && span_bytes.is_power_of_two());
         assert!((MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&max_block) && bytes > 0);
-        let region = arena.carve(bytes.next_multiple_of(max_block), max_block)?;
+        assert!(max_block <= span_bytes);
+        let bytes = bytes.next_multiple_of(max_block);
+        let starts = (0..bytes).step_by(span_bytes);
+        let spans = starts.map(|start| arena.carve(span_bytes.min(bytes - start), max_block));
+        let spans = spans.collect::<Result<_, _>>()?;
         let max_order = (max_block / MIN_BLOCK_BYTES).ilog2() as u8;
-        let count = region.len() / MIN_BLOCK_BYTES as u32;
+        let count = (bytes / MIN_BLOCK_BYTES) as u32;
         let inner = Block { state: State::Inner, next: NONE, prev: NONE };
         let mut pool = Pool {
-            region,
+            spans,
+            span_order: (span_bytes / MIN_BLOCK_BYTES).ilog2(),
             heads: [NONE; ORDERS],
             blocks: vec![inner; count as usize],
             max_order,
-            free_bytes: region.len() as usize,
+            free_bytes: bytes,
         };
         for block in (0..count).step_by(1 << max_order).rev() {
             pool.push(block, max_order);
@@ -102,16 +119,15 @@ impl Pool {
         self.blocks[block as usize].state = State::Used(order);
         let len = (MIN_BLOCK_BYTES as u32) << order;
         self.free_bytes -= len as usize;
-        let span = self.region.subspan(block * MIN_BLOCK_BYTES as u32, len);
-        Some(DmaBuffer { span, block, order })
+        Some(DmaBuffer { span: self.span(block, len), block, order })
     }
 
     /// Takes a buffer back. One from another pool, or one freed already, asserts.
     #[inline]
     pub fn free(&mut self, buffer: DmaBuffer) {
         let DmaBuffer { span, mut block, mut order } = buffer;
-        let home = self.region.addr() + u64::from(block) * MIN_BLOCK_BYTES as u64;
-        assert!(span.addr() == home, "a buffer of another pool");
+        let home = self.span(block, span.len());
+        assert!(span.addr() == home.addr(), "a buffer of another pool");
         assert!(self.blocks[block as usize].state == State::Used(order), "freed twice");
         self.free_bytes += span.len() as usize;
         while order < self.max_order {
@@ -135,12 +151,20 @@ impl Pool {
 
     /// Size of the pool in bytes.
     pub fn bytes(&self) -> usize {
-        self.region.len() as usize
+        self.blocks.len() * MIN_BLOCK_BYTES
     }
 
     /// The largest buffer this pool hands out, in bytes.
     pub fn max_block_bytes(&self) -> u32 {
         (MIN_BLOCK_BYTES as u32) << self.max_order
+    }
+
+    /// `len` bytes from the start of a block.
+    #[inline]
+    fn span(&self, block: u32, len: u32) -> DmaSpan {
+        let span = &self.spans[(block >> self.span_order) as usize];
+        let block = block & ((1 << self.span_order) - 1);
+        span.subspan(block * MIN_BLOCK_BYTES as u32, len)
     }
 
     fn push(&mut self, block: u32, order: u8) {
@@ -186,6 +210,18 @@ mod tests {
         let whole = [pool.alloc(1 << 20).unwrap(), pool.alloc(1 << 20).unwrap()];
         assert_eq!(whole[0].span().iova() % (1 << 20), 0);
         assert!(pool.alloc(1).is_none());
+    }
+
+    #[test]
+    fn a_pool_longer_than_a_span_has_all_its_blocks() {
+        let arena = Arena::plain_pages(8 << 20).unwrap();
+        let mut pool = Pool::over_spans(arena, 5 << 20, 1 << 20, 2 << 20).unwrap();
+        let mut all: Vec<_> = (0..5).map(|_| pool.alloc(1 << 20).unwrap()).collect();
+        assert!(pool.alloc(1).is_none() && pool.free_bytes() == 0);
+        all.sort_by_key(|buffer| buffer.span().iova());
+        assert!(all.windows(2).all(|two| two[0].span().iova() + (1 << 20) <= two[1].span().iova()));
+        all.into_iter().for_each(|buffer| pool.free(buffer));
+        assert_eq!(pool.free_bytes(), 5 << 20);
     }
 
     proptest! {
