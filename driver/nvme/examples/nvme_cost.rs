@@ -83,8 +83,16 @@ impl PciDevice for Counting {
         self.ssd.set_bus_master(on)
     }
 
-    fn reset(&self) -> Result<(), SeamError> {
-        self.ssd.reset()
+    fn begin_reset(&self) -> Result<(), SeamError> {
+        self.ssd.begin_reset()
+    }
+
+    fn poll_reset(&self) -> Option<Result<(), SeamError>> {
+        self.ssd.poll_reset()
+    }
+
+    fn unmap_arena(&self) -> Result<(), SeamError> {
+        self.ssd.unmap_arena()
     }
 
     fn take_removal_request(&self) -> bool {

@@ -1,9 +1,10 @@
-//! The admin queue: one command at a time, an abort, and asynchronous event requests.
+//! The admin queue: one command at a time, aborts, and asynchronous event requests.
 
-use dma::{Arena, ArenaError};
+use dma::ArenaError;
 use nvme_spec::command::{Cqe, Sqe};
 
 use crate::limits::ADMIN_ENTRIES;
+use crate::memory::Memory;
 use crate::ring::Ring;
 use crate::seam::PciDevice;
 
@@ -26,8 +27,8 @@ pub(crate) struct AdminQueue {
 }
 
 impl AdminQueue {
-    pub(crate) fn new(arena: &'static Arena, dstrd: u8) -> Result<Self, ArenaError> {
-        let ring = Ring::new(arena, 0, ADMIN_ENTRIES, dstrd)?;
+    pub(crate) fn new(memory: &Memory, dstrd: u8) -> Result<Self, ArenaError> {
+        let ring = Ring::new(memory, 0, ADMIN_ENTRIES, dstrd)?;
         Ok(Self { ring, slots: [(None, 0); ADMIN_ENTRIES as usize - 1] })
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::limits::MAX_QUEUE_ENTRIES;
+use crate::limits::{DISABLE_LIMIT, MAX_QUEUE_ENTRIES};
 
 /// How a device is driven.
 #[derive(Clone, Debug)]
@@ -39,10 +39,17 @@ impl Default for Config {
 }
 
 impl Config {
-    /// When a command ends at the latest, whatever the controller does, unless the controller
-    /// cannot be kept from its memory: 15 s by default, half of what Linux hosts wait.
+    /// When a command ends at the latest after it was taken, whatever the controller does, unless
+    /// nothing keeps the controller from its memory: 15 s by default, half of what Linux hosts
+    /// wait.
     pub fn end_within(&self) -> Duration {
         self.command_limit + self.abort_grace + self.recovery_limit
+    }
+
+    /// After this long no part of a command is sent any more: one sent now may need its own time,
+    /// then an abort, then to be taken from the controller, and ends in time.
+    pub(crate) fn send_within(&self) -> Duration {
+        self.recovery_limit.saturating_sub(DISABLE_LIMIT)
     }
 
     pub(crate) fn entries(&self, mqes_z: u16) -> u16 {

@@ -118,6 +118,15 @@ pub enum NamespaceFault {
         /// NSZE.
         blocks: u64,
     },
+    /// Not of the NVM command set.
+    #[error("its commands are those of command set {csi}; only the NVM command set (0) is driven")]
+    CommandSet {
+        /// CSI.
+        csi: u8,
+    },
+    /// After a reset it was not what it had been.
+    #[error("after a reset of the controller it is not the namespace that it was")]
+    Changed,
     /// Identify Namespace failed.
     #[error("Identify Namespace ended with: {0}")]
     Refused(Status),

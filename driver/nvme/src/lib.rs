@@ -22,6 +22,7 @@ mod config;
 mod device;
 mod error;
 pub mod limits;
+mod memory;
 mod namespace;
 mod prp;
 mod queue;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nvme_spec::nvm::DSM_RANGE_BYTES;
+
 /// Memory page of the controller as we set it (CC.MPS 0), in bytes.
 pub const PAGE_BYTES: u32 = 4096;
 
@@ -30,14 +32,26 @@ pub const MAX_NAMESPACES: usize = 64;
 /// Most Asynchronous Event Requests kept at the controller.
 pub const MAX_EVENTS: u8 = 4;
 
+/// Most Abort commands kept at the controller. It may take fewer (ACL).
+pub const MAX_ABORTS: u8 = 4;
+
+/// Most ranges of one Dataset Management command; longer lists are split.
+pub const MAX_RANGES: u32 = PRP_LIST_BYTES / DSM_RANGE_BYTES;
+
 /// Resets within [`RESET_WINDOW`] after which a controller is given up.
 pub const MAX_RESETS: usize = 5;
 
 /// See [`MAX_RESETS`].
 pub const RESET_WINDOW: Duration = Duration::from_secs(60);
 
-/// How long a controller may take to shut down.
+/// How long I/O in flight may take when the device is to end in order.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a controller may take to shut down when it has nothing else to do.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// The same, when somebody waits for I/O that has not ended.
+pub const HURRIED_SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a controller may take to be contained by CC.EN before bus mastering is turned off.
 pub const DISABLE_LIMIT: Duration = Duration::from_secs(3);
@@ -49,7 +63,7 @@ const _: () = assert!(MAX_QUEUE_ENTRIES as u32 <= 1 << SLOT_BITS && SLOT_BITS < 
 const _: () = assert!(ADMIN_ENTRIES as u32 * 64 <= PAGE_BYTES);
 // A PRP list must not cross a page.
 const _: () = assert!(PRP_LIST_BYTES.is_power_of_two() && PRP_LIST_BYTES <= PAGE_BYTES);
-// Events, one command and one abort.
-const _: () = assert!((MAX_EVENTS as u16) + 2 < ADMIN_ENTRIES);
+// Events, aborts and one command.
+const _: () = assert!((MAX_EVENTS as u16) + (MAX_ABORTS as u16) + 1 < ADMIN_ENTRIES);
 // Both doorbells of every queue fit in a page of shadow doorbells.
 const _: () = assert!((MAX_IO_QUEUES as u32 + 1) * 8 <= PAGE_BYTES);

@@ -1,10 +1,11 @@
 //! A submission and a completion queue in memory, and their doorbells.
 
-use dma::{Arena, ArenaError, DmaSpan};
+use dma::{ArenaError, DmaSpan};
 use nvme_spec::command::{Cqe, Sqe};
 use nvme_spec::registers::{cq_head_doorbell, sq_tail_doorbell};
 
 use crate::limits::PAGE_BYTES;
+use crate::memory::Memory;
 use crate::seam::PciDevice;
 
 const SQE_BYTES: u32 = 64;
@@ -45,14 +46,14 @@ struct Shadow {
 
 impl Ring {
     pub(crate) fn new(
-        arena: &'static Arena,
+        memory: &Memory,
         qid: u16,
         entries: u16,
         dstrd: u8,
     ) -> Result<Self, ArenaError> {
         let page = PAGE_BYTES as usize;
-        let sq = arena.carve(usize::from(entries) * SQE_BYTES as usize, page)?;
-        let cq = arena.carve(usize::from(entries) * CQE_BYTES as usize, page)?;
+        let sq = memory.carve(usize::from(entries) * SQE_BYTES as usize, page)?;
+        let cq = memory.carve(usize::from(entries) * CQE_BYTES as usize, page)?;
         let doorbell = |register| Doorbell { register, shadow: None, told: 0 };
         Ok(Self {
             sq,

@@ -27,17 +27,29 @@ pub trait PciDevice: Send + Sync + 'static {
         self.write32(offset + 4, (value >> 32) as u32);
     }
 
-    /// Lets the function access memory, or keeps it from doing so; done when it returns.
+    /// Lets the function access memory, or keeps it from doing so; done when it returns. One that
+    /// is off the bus is kept from it.
+    ///
+    /// # Errors
+    /// It did not take, or nobody knows.
+    fn set_bus_master(&self, on: bool) -> Result<(), SeamError>;
+
+    /// Begins to reset the function, which may take a minute. Until [`PciDevice::poll_reset`] has
+    /// told the outcome nothing else of the function is touched.
+    ///
+    /// # Errors
+    /// It could not begin.
+    fn begin_reset(&self) -> Result<(), SeamError>;
+
+    /// The outcome of the reset that was begun, once; `None` while it lasts. Bus mastering is off
+    /// afterwards.
+    fn poll_reset(&self) -> Option<Result<(), SeamError>>;
+
+    /// Takes the arena out of the function's reach, for good; done when it returns.
     ///
     /// # Errors
     /// It did not take.
-    fn set_bus_master(&self, on: bool) -> Result<(), SeamError>;
-
-    /// Resets the function; bus mastering is off afterwards.
-    ///
-    /// # Errors
-    /// There is no reset, or it failed.
-    fn reset(&self) -> Result<(), SeamError>;
+    fn unmap_arena(&self) -> Result<(), SeamError>;
 
     /// Whether the kernel has asked for the device since the last call.
     fn take_removal_request(&self) -> bool;
@@ -47,6 +59,12 @@ pub trait PciDevice: Send + Sync + 'static {
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct SeamError(pub String);
+
+impl From<vfio::VfioError> for SeamError {
+    fn from(error: vfio::VfioError) -> Self {
+        Self(error.to_string())
+    }
+}
 
 impl PciDevice for vfio::Device {
     fn name(&self) -> String {
@@ -72,11 +90,19 @@ impl PciDevice for vfio::Device {
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), SeamError> {
-        vfio::Device::set_bus_master(self, on).map_err(|error| SeamError(error.to_string()))
+        Ok(vfio::Device::set_bus_master(self, on)?)
     }
 
-    fn reset(&self) -> Result<(), SeamError> {
-        vfio::Device::reset(self).map_err(|error| SeamError(error.to_string()))
+    fn begin_reset(&self) -> Result<(), SeamError> {
+        Ok(vfio::Device::begin_reset(self)?)
+    }
+
+    fn poll_reset(&self) -> Option<Result<(), SeamError>> {
+        Some(vfio::Device::poll_reset(self)?.map_err(SeamError::from))
+    }
+
+    fn unmap_arena(&self) -> Result<(), SeamError> {
+        Ok(vfio::Device::unmap_arena(self)?)
     }
 
     fn take_removal_request(&self) -> bool {

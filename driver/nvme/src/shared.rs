@@ -1,9 +1,12 @@
-//! What the admin side and the queue pairs share: atomics on the data path, one lock beside it.
+//! What the admin side and the queue pairs share: atomics on the data path, locks beside it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dma::Arena;
+
 use crate::limits::MAX_IO_QUEUES;
+use crate::memory::Memory;
 use crate::namespace::Namespace;
 use crate::queue::{Inner, IoQueuePair};
 use crate::seam::PciDevice;
@@ -13,15 +16,17 @@ use crate::seam::PciDevice;
 pub(crate) enum Phase {
     /// Serves.
     Live = 0,
+    /// Ends in order: bring what was taken to its end, take nothing more, acknowledge.
+    Draining = 1,
     /// Submit nothing more. The controller may still write: what is in flight stays.
-    Stopping = 1,
+    Stopping = 2,
     /// The controller reaches no memory any more: end what is in flight, reset the rings,
     /// acknowledge.
-    Contained = 2,
+    Contained = 3,
     /// As contained, and for good.
-    Failed = 3,
+    Failed = 4,
     /// Given up, but it may still write: what is in flight stays for good, all else ends.
-    Wedged = 4,
+    Wedged = 5,
 }
 
 /// What a device is at the moment.
@@ -48,6 +53,11 @@ pub(crate) struct Shared<D: PciDevice> {
     pub(crate) slots: Box<[Slot]>,
     /// Queue pairs that no core has, and whether the device is closed: then none is kept.
     parked: Mutex<Parked<D>>,
+    /// Namespaces that a reset changed. Whoever takes a queue pair, or finds the device live again,
+    /// looks here.
+    lost: Mutex<Vec<u32>>,
+    /// What the controller was told of: goes back when nobody is left.
+    pub(crate) memory: Memory,
 }
 
 struct Parked<D: PciDevice> {
@@ -59,11 +69,12 @@ struct Parked<D: PciDevice> {
 /// What one queue pair tells the admin side, and what others may read of it.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    /// The last epoch in which it found the controller contained.
+    /// The last epoch in which it found the controller contained, or had nothing left to end.
     pub(crate) acknowledged: AtomicU64,
-    /// A command to abort: its identifier plus 2^16; 0 for none.
+    /// A command to abort: its identifier plus 2^16; 0 for none, and when the admin side has seen
+    /// it.
     pub(crate) late: AtomicU32,
-    /// A command that outlived its abort.
+    /// Aborts did not help.
     pub(crate) stuck: AtomicBool,
     submissions: AtomicU64,
     completions: AtomicU64,
@@ -109,11 +120,13 @@ impl Slot {
 }
 
 impl<D: PciDevice> Shared<D> {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(arena: &'static Arena) -> Self {
         let shared = Self {
             state: AtomicU64::new(0),
             slots: (0..MAX_IO_QUEUES).map(|_| Slot::default()).collect(),
             parked: Mutex::new(Parked { pairs: Vec::new(), closed: false }),
+            lost: Mutex::new(Vec::new()),
+            memory: Memory::new(arena),
         };
         shared.set_state(State { epoch: 0, phase: Phase::Contained });
         shared
@@ -125,9 +138,10 @@ impl<D: PciDevice> Shared<D> {
         let packed = self.state.load(Ordering::Acquire);
         let phase = match packed & 7 {
             0 => Phase::Live,
-            1 => Phase::Stopping,
-            2 => Phase::Contained,
-            3 => Phase::Failed,
+            1 => Phase::Draining,
+            2 => Phase::Stopping,
+            3 => Phase::Contained,
+            4 => Phase::Failed,
             _ => Phase::Wedged,
         };
         State { epoch: packed >> 3, phase }
@@ -156,10 +170,27 @@ impl<D: PciDevice> Shared<D> {
         parked.pairs.iter_mut().for_each(|pair| action(pair));
     }
 
+    pub(crate) fn lose_namespace(&self, nsid: u32) {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(nsid);
+    }
+
+    pub(crate) fn is_lost(&self, nsid: u32) -> bool {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).contains(&nsid)
+    }
+
     pub(crate) fn close(&self) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         parked.closed = true;
         parked.pairs.clear();
+    }
+}
+
+impl<D: PciDevice> Drop for Shared<D> {
+    fn drop(&mut self) {
+        // In any other phase the controller may still reach it.
+        if matches!(self.state().phase, Phase::Contained | Phase::Failed) {
+            self.memory.give_back();
+        }
     }
 }
 
@@ -198,7 +229,7 @@ impl<D: PciDevice> QueuePool<D> {
     pub fn health(&self) -> Health {
         match self.shared.state().phase {
             Phase::Live => Health::Live,
-            Phase::Stopping | Phase::Contained => Health::Recovering,
+            Phase::Draining | Phase::Stopping | Phase::Contained => Health::Recovering,
             Phase::Failed | Phase::Wedged => Health::Failed,
         }
     }

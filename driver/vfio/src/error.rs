@@ -127,17 +127,40 @@ pub enum VfioError {
         reason: String,
     },
     /// The IOMMU does not take the arena.
-    #[error(
-        "mapping {bytes} bytes of DMA memory into the IOMMU: {errno}; the limit on locked memory \
-         is {limit_bytes} bytes: raise it with `ulimit -l unlimited` or LimitMEMLOCK=infinity"
-    )]
+    #[error("mapping {bytes} bytes of DMA memory into the IOMMU: {errno}")]
     Map {
         /// Size of the arena.
         bytes: usize,
-        /// The process's limit; `u64::MAX` for none.
-        limit_bytes: u64,
         /// The kernel's reason.
         errno: Errno,
+    },
+    /// The process may not lock as much memory.
+    #[error(
+        "{bytes} bytes of DMA memory, which count once for each open SSD, would make \
+         {wanted_bytes} bytes of locked memory; the limit is {limit_bytes}: raise it with \
+         `ulimit -l unlimited` or LimitMEMLOCK=infinity"
+    )]
+    LockedMemory {
+        /// Size of the arena.
+        bytes: usize,
+        /// What the process would have locked.
+        wanted_bytes: u64,
+        /// What it may.
+        limit_bytes: u64,
+    },
+    /// The IOMMU keeps the arena.
+    #[error("{bdf}: taking DMA memory out of the IOMMU: {reason}")]
+    Unmap {
+        /// The address.
+        bdf: Bdf,
+        /// The reason.
+        reason: String,
+    },
+    /// Nobody answers at the address.
+    #[error("{bdf} does not answer in configuration space: it is off the bus")]
+    OffTheBus {
+        /// The address.
+        bdf: Bdf,
     },
     /// The register window is missing or too small.
     #[error("BAR 0 of {bdf} has {bytes} bytes, at least {wanted} wanted: not a usable controller")]

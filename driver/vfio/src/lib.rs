@@ -14,6 +14,7 @@
 //! them: a register write follows every memory write before it.
 #![allow(unsafe_code)]
 
+mod command;
 mod device;
 mod error;
 mod open;

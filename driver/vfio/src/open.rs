@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use tempfile::TempDir;
 use vfio_ioctls::{VfioContainer, VfioDevice, VfioError as IoctlError, VfioOps};
 
-use crate::device::Device;
+use crate::device::{Device, Opened};
 use crate::error::VfioError;
 use crate::pci::{Bdf, System};
 
@@ -37,10 +37,11 @@ impl Device {
         let container = VfioContainer::new(None).map_err(refused("/dev/vfio/vfio".to_owned()))?;
         let container = Arc::new(container);
         let ops: Arc<dyn VfioOps> = Arc::clone(&container) as Arc<dyn VfioOps>;
-        let inner = VfioDevice::new(&entry.path, ops, false).map_err(refused(bdf.to_string()))?;
+        let vfio = VfioDevice::new(&entry.path, ops, false).map_err(refused(bdf.to_string()))?;
+        let opened = Opened::new(vfio, entry);
         // Not earlier: the kernel gives a container its IOMMU with the first device.
         map_arena(&container, arena)?;
-        Self::new(bdf, controller.vendor, controller.device, inner, entry)
+        Self::new((bdf, controller.vendor, controller.device), opened, container, arena)
     }
 }
 
@@ -53,8 +54,22 @@ fn map_arena(container: &VfioContainer, arena: &'static Arena) -> Result<(), Vfi
         Err(IoctlError::IommuDmaMap(error)) => Errno::from_raw(error.errno()),
         Err(_) => Errno::UnknownErrno,
     };
+    // Every open SSD counts the whole arena once more.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let wanted_bytes = locked_bytes(&status) + bytes as u64;
     let limit_bytes = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(u64::MAX, |(soft, _)| soft);
-    Err(VfioError::Map { bytes, limit_bytes, errno })
+    Err(if errno == Errno::ENOMEM && wanted_bytes > limit_bytes {
+        VfioError::LockedMemory { bytes, wanted_bytes, limit_bytes }
+    } else {
+        VfioError::Map { bytes, errno }
+    })
+}
+
+/// What the process has locked, by /proc/self/status.
+fn locked_bytes(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 /// What vfio-ioctls reads of a device's folder in sysfs, the link to its IOMMU group, in a folder
@@ -86,6 +101,13 @@ impl SysfsEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn locked_memory_is_found() {
+        let status = "VmPeak:\t  100 kB\nVmLck:\t   2048 kB\nVmPin:\t 1 kB\n";
+        assert_eq!(locked_bytes(status), 2 << 20);
+        assert_eq!(locked_bytes(""), 0);
+    }
 
     #[test]
     fn the_entry_names_device_and_group_and_goes_when_dropped() {

@@ -3,7 +3,7 @@
 use nvme_spec::command::Sqe;
 use nvme_spec::features::{feature_id, fid, queue_counts, queue_counts_dword};
 use nvme_spec::identify::{
-    IdentifyController, IdentifyNamespace, OACS_DOORBELL_BUFFER, ONCS_COMPARE,
+    IdentifyController, IdentifyNamespace, NvmController, OACS_DOORBELL_BUFFER, ONCS_COMPARE,
     ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, VWC_PRESENT, cns, nidt, pad, push_descriptor,
 };
 use nvme_spec::log_page::Smart;
@@ -11,12 +11,24 @@ use nvme_spec::opcode::admin;
 use nvme_spec::status::Status;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::Fault;
 use crate::core::{Core, QueuePair};
+use crate::{CommandLimits, Fault};
+
+/// Asynchronous Event Requests that it takes.
+const EVENTS: usize = 4;
 
 impl Core {
     pub(crate) fn execute_admin(&mut self, sqe: &Sqe) {
-        if self.has(Fault::DeafAdmin) || sqe.opcode() == admin::ASYNC_EVENT_REQUEST {
+        let is_deaf = self.has(Fault::DeafAdmin)
+            || self.has(Fault::DeafAbort) && sqe.opcode() == admin::ABORT;
+        if is_deaf {
+            return;
+        }
+        if sqe.opcode() == admin::ASYNC_EVENT_REQUEST {
+            self.events.push(sqe.cid());
+            if self.events.len() > EVENTS {
+                self.violation(format!("{} asynchronous event requests", self.events.len()));
+            }
             return;
         }
         let (result, status) = match self.do_admin(sqe) {
@@ -32,7 +44,7 @@ impl Core {
             admin::IDENTIFY => self.identify(sqe),
             admin::GET_LOG_PAGE => {
                 let mut smart = Smart::new_zeroed();
-                smart.temperature_kelvin = 310.into();
+                smart.temperature_kelvin = self.temperature_kelvin.into();
                 self.answer(sqe, smart.as_bytes())
             }
             admin::GET_FEATURES if feature_id(sqe) == fid::VOLATILE_WRITE_CACHE => Ok(1),
@@ -94,13 +106,20 @@ impl Core {
                 pad(&mut identify.mn, "Forebay emulated");
                 pad(&mut identify.fr, "1");
                 identify.mdts = self.setup.mdts;
-                identify.aerl_z = 3;
+                identify.aerl_z = EVENTS as u8 - 1;
                 let shadows = if self.setup.shadow_doorbells { OACS_DOORBELL_BUFFER } else { 0 };
                 identify.oacs = shadows.into();
                 let oncs = ONCS_COMPARE | ONCS_DATASET_MANAGEMENT | ONCS_WRITE_ZEROES;
                 identify.oncs = oncs.into();
                 identify.vwc = VWC_PRESENT;
                 identify.nn = (self.setup.namespaces.len() as u32).into();
+                self.answer(sqe, identify.as_bytes())
+            }
+            cns::COMMAND_SET_CONTROLLER => {
+                let mut identify = NvmController::new_zeroed();
+                let CommandLimits { wzsl, dmrl, dmrsl, dmsl } = self.setup.limits;
+                (identify.wzsl, identify.dmrl) = (wzsl, dmrl);
+                (identify.dmrsl, identify.dmsl) = (dmrsl.into(), dmsl.into());
                 self.answer(sqe, identify.as_bytes())
             }
             cns::ACTIVE_NAMESPACES => {
@@ -121,7 +140,9 @@ impl Core {
                 self.answer(sqe, identify.as_bytes())
             }
             cns::NAMESPACE_DESCRIPTORS => {
+                let namespace = namespace.ok_or(Status::INVALID_NAMESPACE_OR_FORMAT)?;
                 let mut list = Vec::new();
+                push_descriptor(&mut list, nidt::CSI, &[namespace.csi]);
                 push_descriptor(&mut list, nidt::UUID, &[sqe.nsid() as u8; 16]);
                 list.resize(4096, 0);
                 self.answer(sqe, &list)

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use dma::{Arena, DmaSpan};
 use nvme::SeamError;
+use nvme_spec::aer::AsyncEvent;
 use nvme_spec::command::{Cqe, Sqe};
 use nvme_spec::registers::{ACQ, AQA, ASQ, CAP, CC, CSTS, Cap, Cc, Csts, DOORBELLS, VS, version};
 use nvme_spec::status::Status;
 
 use crate::media::Media;
-use crate::{Fault, Setup};
+use crate::{Fault, NamespaceSetup, Setup};
 
 #[derive(Debug)]
 pub(crate) struct Core {
@@ -28,7 +29,13 @@ pub(crate) struct Core {
     /// Pages of shadow doorbells and event indices.
     pub(crate) shadows: Option<(u64, u64)>,
     pub(crate) queue_count: u16,
-    bus_master: bool,
+    /// Identifiers of the Asynchronous Event Requests that wait.
+    pub(crate) events: Vec<u16>,
+    pub(crate) temperature_kelvin: u16,
+    pub(crate) bus_master: bool,
+    pub(crate) is_mapped: bool,
+    pub(crate) reset_count: u32,
+    is_resetting: bool,
     cc: Cc,
     csts: Csts,
     aqa: u32,
@@ -52,17 +59,9 @@ pub(crate) struct QueuePair {
 
 impl Core {
     pub(crate) fn new(arena: &'static Arena, setup: Setup) -> Self {
-        let media = |namespace: &crate::NamespaceSetup| match namespace.lbads {
-            lbads @ (9 | 12)
-                if namespace.metadata_bytes == 0 && namespace.block_count < 1 << 20 =>
-            {
-                Media::new(1 << lbads, namespace.block_count as usize)
-            }
-            _ => Media::new(512, 0),
-        };
         Self {
             arena,
-            media: setup.namespaces.iter().map(media).collect(),
+            media: setup.namespaces.iter().map(media_of).collect(),
             setup,
             next: VecDeque::new(),
             lasting: Vec::new(),
@@ -73,7 +72,12 @@ impl Core {
             queues: BTreeMap::new(),
             shadows: None,
             queue_count: 0,
+            events: Vec::new(),
+            temperature_kelvin: 310,
             bus_master: false,
+            is_mapped: true,
+            reset_count: 0,
+            is_resetting: false,
             cc: Cc(0),
             csts: Csts(0),
             aqa: 0,
@@ -89,6 +93,7 @@ impl Core {
             }
             Fault::OrderlyRemoval => self.removal_requested = true,
             Fault::ControllerFatal => self.csts = Csts(self.csts.0 | 2),
+            Fault::ReadyDrops => self.csts = Csts(0),
             fault => self.lasting.push(fault),
         }
     }
@@ -117,10 +122,19 @@ impl Core {
 
     /// Whether it can work on queues.
     fn works(&self) -> bool {
-        self.csts.rdy() && !self.csts.cfs() && self.bus_master && self.gone().is_none()
+        let reaches_memory = self.bus_master && self.is_mapped;
+        self.csts.rdy() && !self.csts.cfs() && reaches_memory && self.gone().is_none()
+    }
+
+    /// Whoever touches it during a reset has to wait.
+    fn touched(&mut self) {
+        if self.is_resetting {
+            self.violation("touched during a function reset".to_owned());
+        }
     }
 
     pub(crate) fn read(&mut self, offset: u32) -> u32 {
+        self.touched();
         if let Some(value) = self.gone() {
             return value;
         }
@@ -138,6 +152,7 @@ impl Core {
     }
 
     pub(crate) fn write(&mut self, offset: u32, value: u32) {
+        self.touched();
         if self.gone().is_some() {
             return;
         }
@@ -157,7 +172,7 @@ impl Core {
 
     fn configure(&mut self, cc: Cc) {
         let was = std::mem::replace(&mut self.cc, cc);
-        if cc.shn() != 0 {
+        if cc.shn() != 0 && !self.has(Fault::NeverShutDown) {
             self.media.iter_mut().for_each(Media::flush);
             self.csts = Csts(self.csts.0 & !0xC | u32::from(Csts::SHST_COMPLETE) << 2);
         }
@@ -169,6 +184,10 @@ impl Core {
                 self.violation(format!("enabled with CC {:#x}", cc.0));
             }
             if self.has(Fault::NeverReady) {
+                return;
+            }
+            if self.has(Fault::FatalWhenEnabled) {
+                self.csts = Csts::new(false, true, 0);
                 return;
             }
             let entries = |z: u32| (z & 0xFFF) as u16 + 1;
@@ -183,6 +202,7 @@ impl Core {
     fn stop(&mut self) {
         self.queues.clear();
         self.held.clear();
+        self.events.clear();
         self.shadows = None;
         self.queue_count = 0;
         self.csts = Csts(self.csts.0 & 0xC);
@@ -192,20 +212,51 @@ impl Core {
     }
 
     pub(crate) fn set_bus_master(&mut self, on: bool) -> Result<(), SeamError> {
-        if self.gone().is_some() || self.has(Fault::NeverContained) && !on {
+        self.touched();
+        if if on { self.gone().is_some() } else { self.has(Fault::BusMasterStuck) } {
             return Err(SeamError("the command register does not change".to_owned()));
         }
         self.bus_master = on;
         Ok(())
     }
 
-    pub(crate) fn function_reset(&mut self) -> Result<(), SeamError> {
-        if self.gone().is_some() || self.has(Fault::NeverContained) {
-            return Err(SeamError("the function does not reset".to_owned()));
+    pub(crate) fn begin_reset(&mut self) {
+        self.touched();
+        self.is_resetting = true;
+    }
+
+    pub(crate) fn poll_reset(&mut self) -> Option<Result<(), SeamError>> {
+        if !self.is_resetting || self.has(Fault::SlowReset) {
+            return None;
+        }
+        self.is_resetting = false;
+        if self.gone().is_some() || self.has(Fault::ResetFails) {
+            return Some(Err(SeamError("the function does not reset".to_owned())));
         }
         self.stop();
         (self.cc, self.csts, self.bus_master) = (Cc(0), Csts(0), false);
+        self.reset_count += 1;
+        Some(Ok(()))
+    }
+
+    pub(crate) fn unmap_arena(&mut self) -> Result<(), SeamError> {
+        if self.has(Fault::StaysMapped) {
+            return Err(SeamError("the arena stays mapped".to_owned()));
+        }
+        self.is_mapped = false;
         Ok(())
+    }
+
+    pub(crate) fn reformat(&mut self, nsid: u32, namespace: NamespaceSetup) {
+        let at = nsid as usize - 1;
+        self.setup.namespaces[at] = namespace;
+        self.media[at] = media_of(&namespace);
+    }
+
+    pub(crate) fn report(&mut self, event: AsyncEvent) -> bool {
+        let Some(cid) = self.events.pop() else { return false };
+        self.complete(0, cid, event.0.into(), Status::SUCCESS);
+        true
     }
 
     fn doorbell(&mut self, index: u32, value: u32) {
@@ -282,6 +333,9 @@ impl Core {
     }
 
     pub(crate) fn let_go(&mut self) {
+        if !self.works() {
+            return self.held.clear();
+        }
         for (qid, sqe) in std::mem::take(&mut self.held) {
             let status = self.do_io(&sqe).err().unwrap_or(Status::SUCCESS);
             self.complete(qid, sqe.cid(), 0, status);
@@ -318,6 +372,15 @@ impl Core {
             self.violation(format!("{len} bytes at {iova:#x} are outside the arena"));
         }
         span
+    }
+}
+
+fn media_of(namespace: &NamespaceSetup) -> Media {
+    match namespace.lbads {
+        lbads @ (9 | 12) if namespace.metadata_bytes == 0 && namespace.block_count < 1 << 20 => {
+            Media::new(1 << lbads, namespace.block_count as usize)
+        }
+        _ => Media::new(512, 0),
     }
 }
 

@@ -46,6 +46,10 @@ impl Core {
         {
             return Err(Status::LBA_OUT_OF_RANGE);
         }
+        let wzsl = self.setup.limits.wzsl;
+        if sqe.opcode() == nvm::WRITE_ZEROES && wzsl > 0 && bytes > PAGE << wzsl {
+            self.violation(format!("Write Zeroes of {bytes} bytes"));
+        }
         // A controller that is known to ignore FUA does.
         let fua = fields.fua() && self.setup.ids != (0x1b36, 0x0010);
         match sqe.opcode() {
@@ -77,10 +81,19 @@ impl Core {
     fn deallocate(&mut self, at: usize, sqe: &Sqe) -> Result<(), Status> {
         let count = dsm_range_count(sqe);
         let list = self.gather(sqe, u64::from(count * DSM_RANGE_BYTES))?;
+        let limits = self.setup.limits;
+        let mut left = if limits.dmsl == 0 { u64::MAX } else { limits.dmsl };
+        if limits.dmrl > 0 && count > limits.dmrl.into() {
+            self.violation(format!("{count} ranges in one command"));
+        }
         for bytes in list.chunks_exact(DSM_RANGE_BYTES as usize) {
             let range: DsmRange =
                 zerocopy::FromBytes::read_from_bytes(bytes).map_err(|_| Status::INVALID_FIELD)?;
             let (slba, blocks) = (range.slba.get(), u64::from(range.block_count.get()));
+            if limits.dmrsl > 0 && blocks > limits.dmrsl.into() || blocks > left {
+                self.violation(format!("a range of {blocks} blocks in one command"));
+            }
+            left = left.saturating_sub(blocks);
             let media = &mut self.media[at];
             if slba.checked_add(blocks).is_none_or(|end| end > media.block_count()) {
                 return Err(Status::LBA_OUT_OF_RANGE);

@@ -22,6 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dma::Arena;
 use nvme::{PciDevice, SeamError};
+use nvme_spec::aer::AsyncEvent;
 use nvme_spec::status::Status;
 
 use crate::core::Core;
@@ -39,6 +40,8 @@ pub struct Setup {
     pub queue_count: u16,
     /// MQES, 0's based.
     pub mqes_z: u16,
+    /// What limits commands without data (Identify Controller of the NVM command set).
+    pub limits: CommandLimits,
     /// Offers shadow doorbells.
     pub shadow_doorbells: bool,
     /// Works on I/O queues only when stepped.
@@ -55,11 +58,25 @@ impl Default for Setup {
             mdts: 5,
             queue_count: 8,
             mqes_z: 1023,
+            limits: CommandLimits::default(),
             shadow_doorbells: false,
             stepped: false,
             serial: "EMU1",
         }
     }
+}
+
+/// The fields of the figure; 0: no limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CommandLimits {
+    /// Write Zeroes Size Limit: a power of two of 4 KiB.
+    pub wzsl: u8,
+    /// Dataset Management Ranges Limit.
+    pub dmrl: u8,
+    /// Dataset Management Range Size Limit, blocks.
+    pub dmrsl: u32,
+    /// Dataset Management Size Limit, blocks.
+    pub dmsl: u64,
 }
 
 /// What a namespace is like.
@@ -71,11 +88,13 @@ pub struct NamespaceSetup {
     pub block_count: u64,
     /// Bytes of metadata per block that it claims to have.
     pub metadata_bytes: u16,
+    /// The command set that it claims to be of.
+    pub csi: u8,
 }
 
 impl Default for NamespaceSetup {
     fn default() -> Self {
-        Self { lbads: 9, block_count: 16 << 10, metadata_bytes: 0 }
+        Self { lbads: 9, block_count: 16 << 10, metadata_bytes: 0, csi: 0 }
     }
 }
 
@@ -93,7 +112,10 @@ pub enum Fault {
     DoubledCompletion,
     /// CSTS.CFS is set now, and all work stops.
     ControllerFatal,
-    /// Registers read this from now on (all ones, or zeroes), and all work stops.
+    /// CSTS.RDY becomes 0 now, and all work stops.
+    ReadyDrops,
+    /// Registers read this from now on (all ones, or zeroes), all work stops, and configuration
+    /// space does not answer.
     SurpriseRemoval {
         /// What every register reads.
         reads: u32,
@@ -102,12 +124,24 @@ pub enum Fault {
     OrderlyRemoval,
     /// CSTS.RDY stays 0 when enabled.
     NeverReady,
+    /// CSTS.CFS is set when enabled, and CSTS.RDY stays 0.
+    FatalWhenEnabled,
+    /// CSTS.SHST does not say that a shutdown is complete.
+    NeverShutDown,
     /// CSTS.RDY stays 1 when disabled, and work goes on.
     NeverDisabled,
-    /// Bus mastering cannot be turned off, nor the function reset.
-    NeverContained,
+    /// Bus mastering cannot be turned off.
+    BusMasterStuck,
+    /// The arena cannot be unmapped.
+    StaysMapped,
+    /// A function reset does nothing and says so.
+    ResetFails,
+    /// A function reset lasts until this is taken back.
+    SlowReset,
     /// Aborts are answered but do nothing.
     IgnoreAbort,
+    /// Aborts are not answered, and do nothing.
+    DeafAbort,
     /// Admin commands are not answered.
     DeafAdmin,
     /// Identify data is all ones.
@@ -151,6 +185,36 @@ impl EmulatedNvme {
     /// Commands that are held.
     pub fn held(&self) -> usize {
         self.core().held.len()
+    }
+
+    /// Answers an Asynchronous Event Request; false when it has none.
+    pub fn report(&self, event: AsyncEvent) -> bool {
+        self.core().report(event)
+    }
+
+    /// Sets the temperature of the SMART log.
+    pub fn set_temperature(&self, kelvin: u16) {
+        self.core().temperature_kelvin = kelvin;
+    }
+
+    /// Makes a namespace another one, empty.
+    pub fn reformat(&self, nsid: u32, namespace: NamespaceSetup) {
+        self.core().reformat(nsid, namespace);
+    }
+
+    /// Whether the function may access memory.
+    pub fn is_bus_master(&self) -> bool {
+        self.core().bus_master
+    }
+
+    /// Function resets so far.
+    pub fn reset_count(&self) -> u32 {
+        self.core().reset_count
+    }
+
+    /// Whether the arena is in its reach.
+    pub fn is_mapped(&self) -> bool {
+        self.core().is_mapped
     }
 
     /// Loses what is in the volatile write cache.
@@ -203,8 +267,17 @@ impl PciDevice for EmulatedNvme {
         self.core().set_bus_master(on)
     }
 
-    fn reset(&self) -> Result<(), SeamError> {
-        self.core().function_reset()
+    fn begin_reset(&self) -> Result<(), SeamError> {
+        self.core().begin_reset();
+        Ok(())
+    }
+
+    fn poll_reset(&self) -> Option<Result<(), SeamError>> {
+        self.core().poll_reset()
+    }
+
+    fn unmap_arena(&self) -> Result<(), SeamError> {
+        self.core().unmap_arena()
     }
 
     fn take_removal_request(&self) -> bool {

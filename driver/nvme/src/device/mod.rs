@@ -47,7 +47,6 @@ pub struct Identity {
 pub struct NvmeDevice<D: PciDevice> {
     pci: Arc<D>,
     name: String,
-    arena: &'static Arena,
     config: Config,
     shared: Arc<Shared<D>>,
     cap: Cap,
@@ -64,11 +63,13 @@ pub struct NvmeDevice<D: PciDevice> {
     identity: Option<Identity>,
     limits: Limits,
     awupf_z: u16,
+    abort_limit: u8,
     event_limit: u8,
     wants_shadows: bool,
     has_write_cache: bool,
-    /// Identifiers of the active namespaces.
+    /// Identifiers of the active namespaces, and those of them that turned out usable so far.
     active: Vec<u32>,
+    found: Vec<Namespace>,
     namespaces: Vec<Namespace>,
     unusable: Vec<(u32, NamespaceFault)>,
     /// Entries of an I/O queue, and how many there are: 0 until negotiated.
@@ -84,16 +85,22 @@ pub struct NvmeDevice<D: PciDevice> {
     pending_logs: VecDeque<u8>,
     resets: VecDeque<Instant>,
     recover_by: Option<Instant>,
+    removal_requested: bool,
     fault: Option<NvmeError>,
 }
 
 /// Where the controller is on its way; [`NvmeDevice::poll`] moves it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
+    /// Wait until every queue pair has ended what it took.
+    AwaitDrained { until: Instant },
     /// Wait until it has flushed what it caches.
     AwaitShutdown { until: Instant },
     /// Wait until it reaches no memory any more.
     AwaitDisabled { until: Instant },
+    /// It is contained, but must be reset to be of use again: wait for that. Nothing else of it is
+    /// touched meanwhile.
+    AwaitReset,
     /// Wait until every queue pair has noticed.
     AwaitAcknowledged,
     /// Wait until it takes commands.
@@ -104,6 +111,26 @@ enum Step {
     Live,
     /// For good.
     Ended,
+}
+
+/// What keeps a controller from memory without its help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Containment {
+    /// Bus mastering is off, and may be turned on again.
+    BusMaster,
+    /// The IOMMU, for good.
+    Iommu,
+    Nothing,
+}
+
+impl Containment {
+    /// Of a device that ends like this.
+    fn last_phase(self) -> Phase {
+        match self {
+            Self::BusMaster | Self::Iommu => Phase::Failed,
+            Self::Nothing => Phase::Wedged,
+        }
+    }
 }
 
 /// What the steps lead to.
@@ -146,16 +173,15 @@ impl<D: PciDevice> NvmeDevice<D> {
         now: Instant,
     ) -> Result<Self, NvmeError> {
         let cap = checked_capabilities(&*pci)?;
-        let page = PAGE_BYTES as usize;
         let quirks = Quirks::of(pci.ids());
+        let shared = Arc::new(Shared::new(arena));
+        let page = || shared.memory.carve(PAGE_BYTES as usize, PAGE_BYTES as usize);
         let mut device = Self {
             name: pci.name(),
-            arena,
-            shared: Arc::new(Shared::new()),
             cap,
-            admin: AdminQueue::new(arena, cap.dstrd())?,
-            scratch: arena.carve(page, page)?,
-            shadows: [arena.carve(page, page)?, arena.carve(page, page)?],
+            admin: AdminQueue::new(&shared.memory, cap.dstrd())?,
+            scratch: page()?,
+            shadows: [page()?, page()?],
             step: Step::Ended,
             goal: Goal::Start,
             current: None,
@@ -165,14 +191,16 @@ impl<D: PciDevice> NvmeDevice<D> {
                 transfer_bytes: PAGE_BYTES,
                 ignores_fua: quirks.ignores_fua,
                 has_compare: false,
-                has_write_zeroes: false,
-                has_deallocate: false,
+                write_zeroes_bytes: 0,
+                deallocate: None,
             },
             awupf_z: 0,
+            abort_limit: 1,
             event_limit: 0,
             wants_shadows: false,
             has_write_cache: false,
             active: Vec::new(),
+            found: Vec::new(),
             namespaces: Vec::new(),
             unusable: Vec::new(),
             entries: config.entries(cap.mqes_z()),
@@ -183,32 +211,36 @@ impl<D: PciDevice> NvmeDevice<D> {
             pending_logs: VecDeque::new(),
             resets: VecDeque::new(),
             recover_by: None,
+            removal_requested: false,
             fault: None,
             config,
+            shared,
             pci,
         };
         device.disable(now);
         Ok(device)
     }
 
-    /// One turn of the control thread, every few milliseconds: never waits, but for the reset of a
-    /// function that does not obey otherwise.
+    /// One turn of the control thread, every few milliseconds: never waits.
     pub fn poll(&mut self, now: Instant) {
         self.shared.each_parked(|pair| pair.poll(now));
-        if self.step == Step::Ended {
-            return;
-        }
         if self.pci.take_removal_request() {
             tracing::warn!(device = %self.name, "the kernel asks for the device");
+            self.removal_requested = true;
             self.end(NvmeError::RemovalRequested, now);
         }
-        if let Some(fault) = self.look_at_status() {
-            match fault {
-                NvmeError::Gone { .. } => return self.gone(fault),
-                fault => self.recover(fault, now),
+        match self.step {
+            Step::Ended => return,
+            Step::AwaitReset => {}
+            _ => {
+                match self.look_at_status() {
+                    Some(fault @ NvmeError::Gone { .. }) => return self.gone(fault),
+                    Some(fault) => self.recover(fault, now),
+                    None => {}
+                }
+                self.take_replies(now);
             }
         }
-        self.take_replies(now);
         self.advance(now);
         if self.step == Step::Live {
             self.watch_queues(now);
@@ -233,7 +265,7 @@ impl<D: PciDevice> NvmeDevice<D> {
     /// Whether the kernel has asked for the device: when all queue pairs and this are dropped, the
     /// device is closed and goes.
     pub fn removal_requested(&self) -> bool {
-        matches!(self.fault, Some(NvmeError::RemovalRequested))
+        self.removal_requested
     }
 
     /// Name for messages: the PCI address.
@@ -279,8 +311,8 @@ impl<D: PciDevice> NvmeDevice<D> {
         }
     }
 
-    /// Begins to end the device in order: the controller flushes its caches and is disabled. I/O
-    /// in flight ends.
+    /// Begins to end the device in order: I/O in flight ends, the controller flushes its caches and
+    /// is disabled.
     pub fn begin_close(&mut self, now: Instant) {
         self.end(NvmeError::Closed, now);
     }
@@ -305,14 +337,15 @@ impl<D: PciDevice> NvmeDevice<D> {
         if value == 0 && self.pci.read32(VS) == 0 && self.pci.read64(CAP) == 0 {
             return Some(NvmeError::Gone { value });
         }
-        if !matches!(self.step, Step::Live | Step::AwaitReply) {
-            return None;
+        let (is_enabled, is_ready) = match self.step {
+            Step::Live | Step::AwaitReply => (true, true),
+            Step::AwaitReady { .. } => (true, false),
+            _ => (false, false),
+        };
+        if is_enabled && csts.cfs() {
+            return Some(NvmeError::Fatal);
         }
-        match (csts.cfs(), csts.rdy()) {
-            (true, _) => Some(NvmeError::Fatal),
-            (false, false) => Some(NvmeError::Stopped),
-            _ => None,
-        }
+        (is_ready && !csts.rdy()).then_some(NvmeError::Stopped)
     }
 
     /// Aborts what is late; resets the controller when that does not help.
@@ -322,13 +355,16 @@ impl<D: PciDevice> NvmeDevice<D> {
             if slot.stuck.swap(false, Ordering::Relaxed) {
                 return self.recover(NvmeError::CommandTimeout { qid: index + 1 }, now);
             }
-            // One abort at a time is what every controller takes (ACL).
-            if self.admin.in_flight(Purpose::Abort) > 0 {
-                continue;
-            }
+            // Taken even where there is no room for the abort: the queue pair waits so long for the
+            // command, and then has the controller reset.
             let late = slot.late.swap(0, Ordering::Relaxed);
             if late != 0 {
                 let (qid, cid) = (u32::from(index) + 1, late & 0xFFFF);
+                if self.admin.in_flight(Purpose::Abort) >= usize::from(self.abort_limit) {
+                    let device = &self.name;
+                    tracing::warn!(%device, qid, cid, "command is late, and aborts are unanswered");
+                    continue;
+                }
                 tracing::warn!(device = %self.name, qid, cid, "command is late: aborting it");
                 let mut sqe = Sqe::new(admin::ABORT, 0);
                 sqe.cdw10 = (qid | cid << 16).into();
@@ -361,8 +397,8 @@ impl<D: PciDevice> NvmeDevice<D> {
         self.disable(now);
     }
 
-    /// Ends the device. Only an orderly end waits for caches: whatever else is the reason, the
-    /// controller is not to be trusted with more time.
+    /// Ends the device. Only an orderly end waits for I/O and caches: whatever else is the reason,
+    /// the controller is not to be trusted with more time.
     fn end(&mut self, fault: NvmeError, now: Instant) {
         if self.goal == Goal::End {
             return;
@@ -377,25 +413,47 @@ impl<D: PciDevice> NvmeDevice<D> {
         self.goal = Goal::End;
         self.recover_by = None;
         self.epoch += 1;
-        self.set_phase(Phase::Stopping);
-        if orderly { self.shut_down(now) } else { self.disable(now) }
+        if orderly {
+            self.drain(now);
+        } else if self.step == Step::AwaitReset {
+            self.finish(Phase::Failed);
+        } else {
+            self.set_phase(Phase::Stopping);
+            self.disable(now);
+        }
     }
 
-    /// It is off the bus: it reaches no memory. Bus mastering is turned off in case only its
-    /// registers are gone; where configuration space is gone too, there is nothing to turn off.
+    /// Its registers are gone. So is the whole of it, most likely, but that has to be seen.
     fn gone(&mut self, fault: NvmeError) {
         tracing::error!(device = %self.name, %fault, "giving the device up");
-        if let Err(error) = self.pci.set_bus_master(false) {
-            tracing::debug!(device = %self.name, %error, "as expected of a device that is gone");
-        }
-        if !matches!(self.fault, Some(NvmeError::RemovalRequested | NvmeError::Closed)) {
+        if self.goal != Goal::End {
             self.fault = Some(fault);
         }
-        self.goal = Goal::End;
         self.epoch += 1;
-        self.set_phase(Phase::Failed);
-        self.step = Step::Ended;
+        self.finish_contained();
+    }
+
+    /// Keeps the controller from memory without its help: by bus mastering, or for good.
+    fn contain(&self) -> Containment {
+        let device = &self.name;
+        let Err(error) = self.pci.set_bus_master(false) else { return Containment::BusMaster };
+        tracing::error!(%device, %error, "taking DMA memory away from it");
+        let Err(error) = self.pci.unmap_arena() else { return Containment::Iommu };
+        tracing::error!(%device, %error, "it may write memory at any time: that is withheld");
+        Containment::Nothing
+    }
+
+    fn finish_contained(&mut self) {
+        let containment = self.contain();
+        self.finish(containment.last_phase());
+    }
+
+    fn finish(&mut self, phase: Phase) {
+        self.goal = Goal::End;
         self.current = None;
+        self.recover_by = None;
+        self.step = Step::Ended;
+        self.set_phase(phase);
     }
 
     fn check_recovery_limit(&mut self, now: Instant) {
@@ -420,15 +478,17 @@ impl<D: PciDevice> NvmeDevice<D> {
 impl<D: PciDevice> Drop for NvmeDevice<D> {
     fn drop(&mut self) {
         self.shared.close();
-        if self.step == Step::Ended {
-            return;
-        }
-        // Not ended in order: keep it from memory, at least, and tell the queue pairs.
-        let contained = self.pci.set_bus_master(false).is_ok();
-        let cc = Cc(self.pci.read32(CC));
-        self.pci.write32(CC, cc.disabled().0);
         self.epoch += 1;
-        self.set_phase(if contained { Phase::Failed } else { Phase::Wedged });
+        match self.step {
+            Step::Ended => {}
+            Step::AwaitReset => self.finish(Phase::Failed),
+            // Not ended in order: keep it from memory, at least, and tell the queue pairs.
+            _ => {
+                let cc = Cc(self.pci.read32(CC));
+                self.pci.write32(CC, cc.disabled().0);
+                self.finish_contained();
+            }
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use nvme_spec::aer::{AsyncEvent, event_type};
 use nvme_spec::command::Cqe;
 use nvme_spec::features::queue_counts;
 use nvme_spec::identify::{
-    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT,
-    ONCS_WRITE_ZEROES, VWC_PRESENT, trimmed,
+    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, NvmController, ONCS_COMPARE,
+    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, VWC_PRESENT, trimmed,
 };
 use nvme_spec::log_page::lid;
 
@@ -15,9 +15,12 @@ use super::script::Script;
 use super::{Goal, Identity, NvmeDevice};
 use crate::admin::Purpose;
 use crate::error::{NamespaceFault, NvmeError};
-use crate::limits::{ADMIN_ENTRIES, MAX_NAMESPACES, MAX_TRANSFER_BYTES, PAGE_BYTES};
+use crate::limits::{
+    ADMIN_ENTRIES, MAX_ABORTS, MAX_NAMESPACES, MAX_TRANSFER_BYTES, MAX_WRITE_ZEROES_BYTES,
+    PAGE_BYTES,
+};
 use crate::namespace::Namespace;
-use crate::queue::Inner;
+use crate::queue::{DeallocateLimits, Inner};
 use crate::seam::PciDevice;
 
 impl<D: PciDevice> NvmeDevice<D> {
@@ -47,7 +50,7 @@ impl<D: PciDevice> NvmeDevice<D> {
             tracing::debug!(device = %self.name, command = script.name(), %status, "refused");
             match script {
                 Script::IdentifyNamespace(index) => {
-                    self.unusable.push((self.nsid(index), NamespaceFault::Refused(status)));
+                    self.set_unusable(self.nsid(index), NamespaceFault::Refused(status));
                 }
                 // The rings rely on them since bring-up.
                 Script::Shadows if self.goal == Goal::Resume => {
@@ -67,24 +70,26 @@ impl<D: PciDevice> NvmeDevice<D> {
     fn use_reply(&mut self, script: Script, cqe: &Cqe, now: Instant) -> Result<(), NvmeError> {
         match script {
             Script::IdentifyController => return self.use_controller(),
+            Script::CommandLimits => self.use_command_limits(),
             Script::ActiveNamespaces => self.use_active_namespaces(),
             Script::IdentifyNamespace(index) => {
                 let identify: IdentifyNamespace = self.scratch.read_obj(0);
                 let nsid = self.nsid(index);
-                match Namespace::check(nsid, &identify, self.awupf_z) {
-                    Ok(namespace) => self.namespaces.push(namespace),
-                    Err(fault) => {
-                        tracing::warn!(device = %self.name, nsid, %fault, "namespace not usable");
-                        self.unusable.push((nsid, fault));
-                    }
+                let transfer_bytes = self.limits.transfer_bytes;
+                match Namespace::check(nsid, &identify, self.awupf_z, transfer_bytes) {
+                    Ok(namespace) => self.found.push(namespace),
+                    Err(fault) => self.set_unusable(nsid, fault),
                 }
             }
             Script::Descriptors(index) => {
                 let mut list = [0; IDENTIFY_BYTES];
                 self.scratch.read(0, &mut list);
                 let nsid = self.nsid(index);
-                if let Some(last) = self.namespaces.last_mut().filter(|last| last.nsid == nsid) {
-                    last.describe(&list);
+                if let Some(last) = self.found.last_mut().filter(|last| last.nsid == nsid)
+                    && let Err(fault) = last.describe(&list)
+                {
+                    self.found.pop();
+                    self.set_unusable(nsid, fault);
                 }
             }
             Script::WriteCache => {
@@ -127,17 +132,22 @@ impl<D: PciDevice> NvmeDevice<D> {
         };
         if let Some(known) = &self.identity {
             // Firmware may have been activated by the reset; anything else means another device.
-            if known.serial != identity.serial || known.model != identity.model {
-                return Err(NvmeError::Changed);
-            }
-            return Ok(());
+            let is_same = known.serial == identity.serial && known.model == identity.model;
+            let is_enough = identity.transfer_bytes >= known.transfer_bytes;
+            return if is_same && is_enough { Ok(()) } else { Err(NvmeError::Changed) };
         }
         let oncs = identify.oncs.get();
         self.limits.transfer_bytes = identity.transfer_bytes;
         self.limits.has_compare = oncs & ONCS_COMPARE != 0;
-        self.limits.has_write_zeroes = oncs & ONCS_WRITE_ZEROES != 0;
-        self.limits.has_deallocate = oncs & ONCS_DATASET_MANAGEMENT != 0;
+        if oncs & ONCS_WRITE_ZEROES != 0 {
+            // MDTS is not meant for it, but some controllers without limits of its own apply it.
+            self.limits.write_zeroes_bytes = identity.transfer_bytes;
+        }
+        if oncs & ONCS_DATASET_MANAGEMENT != 0 {
+            self.limits.deallocate = Some(DeallocateLimits::default());
+        }
         self.awupf_z = identify.awupf_z.get();
+        self.abort_limit = identify.acl_z.saturating_add(1).min(MAX_ABORTS);
         self.event_limit = identify.aerl_z.saturating_add(1);
         self.has_write_cache = identity.volatile_write_cache;
         self.note_shadows(identify.oacs.get());
@@ -145,8 +155,28 @@ impl<D: PciDevice> NvmeDevice<D> {
         Ok(())
     }
 
+    /// Zero stands for no limit.
+    fn use_command_limits(&mut self) {
+        if self.queue_count > 0 {
+            return;
+        }
+        let identify: NvmController = self.scratch.read_obj(0);
+        if self.limits.write_zeroes_bytes > 0 {
+            let bytes = match identify.wzsl {
+                wzsl @ 1..16 => PAGE_BYTES << wzsl,
+                _ => MAX_WRITE_ZEROES_BYTES,
+            };
+            self.limits.write_zeroes_bytes = bytes.min(MAX_WRITE_ZEROES_BYTES);
+        }
+        if let Some(limits) = &mut self.limits.deallocate {
+            *limits = DeallocateLimits::of(&identify);
+        }
+    }
+
     /// The list is ascending and ends at the first zero; one that is not ends where it breaks.
     fn use_active_namespaces(&mut self) {
+        self.active.clear();
+        self.found.clear();
         let mut last = 0;
         for index in 0..(IDENTIFY_BYTES / 4) as u32 {
             let nsid = self.scratch.load_u32(index * 4);
@@ -163,6 +193,32 @@ impl<D: PciDevice> NvmeDevice<D> {
         }
     }
 
+    /// All namespaces were looked at. After a reset those that are in use must be what they were:
+    /// nothing else is known to those who use them.
+    pub(super) fn settle_namespaces(&mut self) {
+        let found = std::mem::take(&mut self.found);
+        if self.queue_count == 0 {
+            self.namespaces = found;
+            return;
+        }
+        for known in std::mem::take(&mut self.namespaces) {
+            if found.iter().any(|namespace| namespace.can_stand_for(&known)) {
+                self.namespaces.push(known);
+            } else {
+                self.shared.lose_namespace(known.nsid);
+                self.set_unusable(known.nsid, NamespaceFault::Changed);
+            }
+        }
+    }
+
+    /// The first fault of a namespace stays.
+    fn set_unusable(&mut self, nsid: u32, fault: NamespaceFault) {
+        if self.unusable.iter().all(|&(other, _)| other != nsid) {
+            tracing::warn!(device = %self.name, nsid, %fault, "namespace not usable");
+            self.unusable.push((nsid, fault));
+        }
+    }
+
     fn use_queue_count(&mut self, dword: u32, now: Instant) -> Result<(), NvmeError> {
         // 0's based, and FFFFh, which no controller may answer, is more than we ask for.
         let (sq, cq) = queue_counts(dword).unwrap_or((u32::MAX, u32::MAX));
@@ -173,8 +229,7 @@ impl<D: PciDevice> NvmeDevice<D> {
         for qid in 1..=granted {
             let shape = (qid, self.entries, self.cap.dstrd());
             let (shared, config) = (&self.shared, &self.config);
-            let mut pair =
-                Inner::new(&self.pci, shared, self.arena, shape, self.limits, config, now)?;
+            let mut pair = Inner::new(&self.pci, shared, shape, self.limits, config, now)?;
             self.queue_iovas.push((pair.ring().sq_iova(), pair.ring().cq_iova()));
             self.pairs.push(Box::new(pair));
         }

@@ -7,6 +7,7 @@ use nvme_spec::features::{fid, queue_counts_dword};
 use nvme_spec::identify::{OACS_DOORBELL_BUFFER, cns};
 use nvme_spec::log_page::{GetLogPage, Smart, lid};
 use nvme_spec::opcode::admin;
+use nvme_spec::registers::{VS, version};
 
 use super::{NvmeDevice, Step};
 use crate::admin::Purpose;
@@ -18,6 +19,8 @@ use crate::seam::PciDevice;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Script {
     IdentifyController,
+    /// What limits the commands of the NVM command set.
+    CommandLimits,
     ActiveNamespaces,
     /// By index in the list of active namespaces.
     IdentifyNamespace(usize),
@@ -36,6 +39,7 @@ impl Script {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::IdentifyController => "Identify Controller",
+            Self::CommandLimits => "Identify Controller (NVM Command Set)",
             Self::ActiveNamespaces => "Identify Active Namespaces",
             Self::IdentifyNamespace(_) => "Identify Namespace",
             Self::Descriptors(_) => "Identify Namespace Descriptors",
@@ -53,7 +57,8 @@ impl Script {
     pub(super) fn is_optional(self) -> bool {
         matches!(
             self,
-            Self::IdentifyNamespace(_)
+            Self::CommandLimits
+                | Self::IdentifyNamespace(_)
                 | Self::Descriptors(_)
                 | Self::WriteCache
                 | Self::Events
@@ -119,6 +124,8 @@ impl<D: PciDevice> NvmeDevice<D> {
         };
         match script {
             Script::IdentifyController => identify(cns::CONTROLLER, 0),
+            // CSI 0, which is the NVM command set's.
+            Script::CommandLimits => identify(cns::COMMAND_SET_CONTROLLER, 0),
             Script::ActiveNamespaces => identify(cns::ACTIVE_NAMESPACES, 0),
             Script::IdentifyNamespace(index) => identify(cns::NAMESPACE, self.nsid(index)),
             Script::Descriptors(index) => identify(cns::NAMESPACE_DESCRIPTORS, self.nsid(index)),
@@ -185,10 +192,12 @@ impl<D: PciDevice> NvmeDevice<D> {
 
     /// What comes after a command that was answered.
     pub(super) fn next(&mut self, script: Script, now: Instant) {
-        let known = self.queue_count > 0;
         let next = match script {
-            Script::IdentifyController if known => Script::Events,
-            Script::IdentifyController => Script::ActiveNamespaces,
+            // Earlier controllers look at fewer bits of CNS.
+            Script::IdentifyController if self.pci.read32(VS) >= version(1, 2, 0) => {
+                Script::CommandLimits
+            }
+            Script::IdentifyController | Script::CommandLimits => Script::ActiveNamespaces,
             Script::ActiveNamespaces => self.next_namespace(0),
             Script::IdentifyNamespace(index) => Script::Descriptors(index),
             Script::Descriptors(index) => self.next_namespace(index + 1),
@@ -205,14 +214,12 @@ impl<D: PciDevice> NvmeDevice<D> {
         self.send(next, now);
     }
 
-    fn next_namespace(&self, index: usize) -> Script {
+    fn next_namespace(&mut self, index: usize) -> Script {
         if index < self.active.len() {
-            Script::IdentifyNamespace(index)
-        } else if self.has_write_cache {
-            Script::WriteCache
-        } else {
-            Script::Events
+            return Script::IdentifyNamespace(index);
         }
+        self.settle_namespaces();
+        if self.has_write_cache { Script::WriteCache } else { Script::Events }
     }
 
     pub(super) fn nsid(&self, index: usize) -> u32 {

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use nvme_spec::registers::{ACQ, AQA, ASQ, CC, CSTS, Cc, Csts, aqa};
 
 use super::script::Script;
-use super::{Goal, NvmeDevice, Step};
+use super::{Containment, Goal, NvmeDevice, Step};
 use crate::error::NvmeError;
-use crate::limits::{ADMIN_ENTRIES, DISABLE_LIMIT, SHUTDOWN_LIMIT};
-use crate::seam::PciDevice;
+use crate::limits::{
+    ADMIN_ENTRIES, DISABLE_LIMIT, DRAIN_LIMIT, HURRIED_SHUTDOWN_LIMIT, SHUTDOWN_LIMIT,
+};
+use crate::seam::{PciDevice, SeamError};
 use crate::shared::Phase;
 
 impl<D: PciDevice> NvmeDevice<D> {
@@ -17,6 +19,13 @@ impl<D: PciDevice> NvmeDevice<D> {
     pub(super) fn advance(&mut self, now: Instant) {
         let csts = || Csts(self.pci.read32(CSTS));
         match self.step {
+            Step::AwaitDrained { until } => {
+                if self.all_acknowledged() {
+                    self.shut_down(now, SHUTDOWN_LIMIT);
+                } else if now >= until {
+                    self.shut_down(now, HURRIED_SHUTDOWN_LIMIT);
+                }
+            }
             Step::AwaitShutdown { until } => {
                 if csts().shst() == Csts::SHST_COMPLETE {
                     tracing::info!(device = %self.name, "shut down in order");
@@ -29,17 +38,18 @@ impl<D: PciDevice> NvmeDevice<D> {
             }
             Step::AwaitDisabled { until } => {
                 if !csts().rdy() {
-                    self.contained(now);
+                    self.disabled(now);
                 } else if now >= until {
                     self.contain_by_force(now);
                 }
             }
+            Step::AwaitReset => {
+                if let Some(outcome) = self.pci.poll_reset() {
+                    self.was_reset(outcome, now);
+                }
+            }
             Step::AwaitAcknowledged => {
-                let slots = self.shared.slots.iter().take(usize::from(self.queue_count));
-                let epoch = self.epoch;
-                let all =
-                    |slot: &crate::shared::Slot| slot.acknowledged.load(Ordering::Acquire) == epoch;
-                if self.goal == Goal::Start || slots.into_iter().all(all) {
+                if self.all_acknowledged() {
                     self.enable(now);
                 }
             }
@@ -56,12 +66,25 @@ impl<D: PciDevice> NvmeDevice<D> {
         }
     }
 
-    /// Begins an orderly shutdown (NVMe Base 2.1, section 3.6.1).
-    pub(super) fn shut_down(&mut self, now: Instant) {
+    /// Whether every queue pair has come as far as the present phase asks.
+    fn all_acknowledged(&self) -> bool {
+        let mut slots = self.shared.slots.iter().take(usize::from(self.queue_count));
+        slots.all(|slot| slot.acknowledged.load(Ordering::Acquire) == self.epoch)
+    }
+
+    /// Begins an orderly end: first what was taken comes to its end.
+    pub(super) fn drain(&mut self, now: Instant) {
+        self.set_phase(Phase::Draining);
+        self.current = None;
+        self.step = Step::AwaitDrained { until: now + DRAIN_LIMIT };
+    }
+
+    /// Has the controller flush its caches (NVMe Base 2.1, section 3.6.1).
+    fn shut_down(&mut self, now: Instant, limit: Duration) {
+        self.set_phase(Phase::Stopping);
         let cc = Cc(self.pci.read32(CC));
         self.pci.write32(CC, cc.with_shn(1).0);
-        self.current = None;
-        self.step = Step::AwaitShutdown { until: now + SHUTDOWN_LIMIT };
+        self.step = Step::AwaitShutdown { until: now + limit };
     }
 
     /// Begins a controller reset (section 3.7.2): when CSTS.RDY is 0, the controller has stopped
@@ -78,50 +101,65 @@ impl<D: PciDevice> NvmeDevice<D> {
         self.step = Step::AwaitDisabled { until: now + limit };
     }
 
-    /// It does not let itself be disabled: take memory away from it.
+    /// It does not let itself be disabled: it is kept from memory, and reset if it is to serve
+    /// again. That comes last: a function that does not answer takes its time.
     fn contain_by_force(&mut self, now: Instant) {
-        let off = self.pci.set_bus_master(false);
-        let reset = self.pci.reset();
-        tracing::error!(
-            device = %self.name,
-            bus_master_off = off.is_ok(),
-            function_reset = reset.is_ok(),
-            "the controller could not be disabled"
-        );
-        if off.is_err() && reset.is_err() {
-            // It may write at any time: nothing that it knows of may be used again.
-            self.set_phase(Phase::Wedged);
-            self.fault = Some(NvmeError::NotReady { wanted: "disabled", after: DISABLE_LIMIT });
-            self.goal = Goal::End;
-            self.step = Step::Ended;
-        } else if Csts(self.pci.read32(CSTS)).rdy() && self.goal != Goal::End {
-            // Contained, but no use.
-            self.goal = Goal::End;
-            self.fault = Some(NvmeError::NotReady { wanted: "disabled", after: DISABLE_LIMIT });
-            self.contained(now);
-        } else {
-            self.contained(now);
+        let containment = self.contain();
+        let device = &self.name;
+        tracing::error!(%device, ?containment, "the controller could not be disabled");
+        if containment == Containment::BusMaster && self.goal != Goal::End {
+            self.contained(now, Step::AwaitReset);
+            if let Err(error) = self.pci.begin_reset() {
+                self.give_up(error.into());
+            }
+            return;
         }
+        if self.goal != Goal::End {
+            self.fault = Some(NvmeError::NotReady { wanted: "disabled", after: DISABLE_LIMIT });
+        }
+        self.finish(containment.last_phase());
     }
 
-    /// The controller reaches no memory.
-    fn contained(&mut self, now: Instant) {
-        self.admin.reset();
-        match self.goal {
-            Goal::End => {
-                if let Err(error) = self.pci.set_bus_master(false) {
-                    tracing::debug!(device = %self.name, %error, "at the end");
-                }
-                self.set_phase(Phase::Failed);
-                self.step = Step::Ended;
+    /// The function was reset, or was not.
+    fn was_reset(&mut self, outcome: Result<(), SeamError>, now: Instant) {
+        match outcome {
+            Err(error) => self.give_up(error.into()),
+            Ok(()) if Csts(self.pci.read32(CSTS)).rdy() => {
+                let (wanted, after) = ("disabled by a function reset", DISABLE_LIMIT);
+                self.give_up(NvmeError::NotReady { wanted, after });
             }
-            Goal::Start | Goal::Resume => {
-                self.set_phase(Phase::Contained);
+            Ok(()) => {
                 self.step = Step::AwaitAcknowledged;
-                self.shared.each_parked(|pair| pair.poll(now));
                 self.advance(now);
             }
         }
+    }
+
+    /// Ends a device that was contained before its reset. That may have left it as anything.
+    fn give_up(&mut self, fault: NvmeError) {
+        tracing::error!(device = %self.name, %fault, "giving the device up");
+        self.fault = Some(fault);
+        self.finish_contained();
+    }
+
+    /// The controller has stopped all accesses to memory.
+    fn disabled(&mut self, now: Instant) {
+        if self.goal != Goal::End {
+            self.contained(now, Step::AwaitAcknowledged);
+            return self.advance(now);
+        }
+        if let Err(error) = self.pci.set_bus_master(false) {
+            tracing::debug!(device = %self.name, %error, "at the end");
+        }
+        self.finish(Phase::Failed);
+    }
+
+    /// The controller reaches no memory, and is to serve again.
+    fn contained(&mut self, now: Instant, next: Step) {
+        self.admin.reset();
+        self.set_phase(Phase::Contained);
+        self.step = next;
+        self.shared.each_parked(|pair| pair.poll(now));
     }
 
     fn enable(&mut self, now: Instant) {

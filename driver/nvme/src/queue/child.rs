@@ -11,7 +11,10 @@ const NONE: u16 = u16::MAX;
 #[derive(Debug)]
 pub(super) struct Children {
     slots: Box<[Child]>,
-    free: Vec<u16>,
+    /// The free slots, another list by `next`. The one that has been free for longest is used first,
+    /// so that a completion of its last use, doubled and late, finds its count still telling.
+    first_free: u16,
+    last_free: u16,
     oldest: u16,
     newest: u16,
     untold: u16,
@@ -31,11 +34,18 @@ struct Child {
 
 impl Children {
     pub(super) fn new(depth: u16, now: Instant) -> Self {
-        let child =
-            Child { request: NONE, uses: 0, aborted: false, next: NONE, prev: NONE, told: now };
+        let child = |slot| Child {
+            request: NONE,
+            uses: 0,
+            aborted: false,
+            next: if slot + 1 < depth { slot + 1 } else { NONE },
+            prev: NONE,
+            told: now,
+        };
         Self {
-            slots: vec![child; usize::from(depth)].into(),
-            free: (0..depth).rev().collect(),
+            slots: (0..depth).map(child).collect(),
+            first_free: 0,
+            last_free: depth - 1,
             oldest: NONE,
             newest: NONE,
             untold: NONE,
@@ -49,9 +59,10 @@ impl Children {
     /// Takes a slot for a child of `request`: its number, and the command identifier.
     #[inline]
     pub(super) fn take(&mut self, request: u16) -> Option<(u16, u16)> {
-        let slot = self.free.pop()?;
+        let slot = self.first_free;
         let newest = self.newest;
-        let child = &mut self.slots[usize::from(slot)];
+        let child = self.slots.get_mut(usize::from(slot))?;
+        self.first_free = child.next;
         child.request = request;
         child.uses = child.uses.wrapping_add(1);
         child.aborted = false;
@@ -123,6 +134,7 @@ impl Children {
         let (request, aborted) = (child.request, child.aborted);
         let (prev, next) = (child.prev, child.next);
         child.request = NONE;
+        child.next = NONE;
         match prev {
             NONE => self.oldest = next,
             prev => self.slots[usize::from(prev)].next = next,
@@ -134,7 +146,31 @@ impl Children {
         if self.untold == slot {
             self.untold = next;
         }
-        self.free.push(slot);
+        match self.first_free {
+            NONE => self.first_free = slot,
+            _ => self.slots[usize::from(self.last_free)].next = slot,
+        }
+        self.last_free = slot;
         (request, aborted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identifier_comes_again_only_after_all_others() {
+        let (depth, now) = (31u16, Instant::now());
+        let mut children = Children::new(depth, now);
+        let (_, first) = children.take(0).unwrap();
+        assert_eq!(children.release(first), Some((0, false)));
+        let uses = 1 << (16 - SLOT_BITS);
+        for _ in 1..u32::from(depth) * uses {
+            let (_, cid) = children.take(1).unwrap();
+            assert_eq!(children.release(first), None, "a doubled completion");
+            children.release(cid);
+        }
+        assert_eq!(children.take(2).unwrap().1, first);
     }
 }

@@ -6,9 +6,9 @@ mod request;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use dma::{Arena, ArenaError, DmaSpan};
+use dma::{ArenaError, DmaSpan};
 use nvme_spec::command::Cqe;
 use nvme_spec::status::Status;
 
@@ -20,7 +20,7 @@ use crate::ring::Ring;
 use crate::seam::PciDevice;
 use crate::shared::{Phase, QueueStats, Shared, Slot, State};
 use child::Children;
-pub(crate) use request::Limits;
+pub(crate) use request::{DeallocateLimits, Limits};
 use request::{Request, Requests};
 
 /// What a [`Command`] does, in the words of the NVM command set.
@@ -78,7 +78,7 @@ pub struct Completion {
     pub status: Status,
 }
 
-/// No room for the moment: the queue is full, or the controller is being reset.
+/// No room for the moment: the queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy;
 
@@ -96,8 +96,9 @@ impl<D: PciDevice> IoQueuePair<D> {
         Self { inner: Some(inner) }
     }
 
-    /// Takes a command, which then completes exactly once. The controller learns of it with the
-    /// next [`IoQueuePair::poll`].
+    /// Takes a command, which then completes exactly once, and within [`Config::end_within`]. The
+    /// controller learns of it with the next [`IoQueuePair::poll`], or when it is back from a
+    /// reset.
     ///
     /// # Errors
     /// [`Busy`]: nothing was taken.
@@ -133,6 +134,8 @@ impl<D: PciDevice> IoQueuePair<D> {
 impl<D: PciDevice> Drop for IoQueuePair<D> {
     fn drop(&mut self) {
         if let Some(mut inner) = self.inner.take() {
+            // What the controller does not know of yet, it need not hear of.
+            inner.end_waiting();
             inner.requests.orphan_all();
             inner.ended.clear();
             let shared = Arc::clone(&inner.shared);
@@ -162,7 +165,12 @@ pub(crate) struct Inner<D: PciDevice> {
     /// Requests that a reset ended: told when the device is back, so that a retry finds it, or when
     /// their time is over.
     interrupted: VecDeque<u16>,
-    interrupted_until: Instant,
+    /// When the first command in a row of late ones was taken for an abort.
+    late_since: Option<Instant>,
+    /// When this was last polled: the clock of what is submitted.
+    now: Instant,
+    /// What was submitted before is too old for another child.
+    send_floor: Instant,
     ended: VecDeque<Completion>,
     state: State,
     stats: QueueStats,
@@ -173,7 +181,6 @@ impl<D: PciDevice> Inner<D> {
     pub(crate) fn new(
         device: &Arc<D>,
         shared: &Arc<Shared<D>>,
-        arena: &'static Arena,
         (qid, entries, dstrd): (u16, u16, u8),
         limits: Limits,
         config: &Config,
@@ -186,8 +193,8 @@ impl<D: PciDevice> Inner<D> {
             device: Arc::clone(device),
             shared: Arc::clone(shared),
             qid,
-            ring: Ring::new(arena, qid, entries, dstrd)?,
-            prp_lists: arena.carve(lists, PRP_LIST_BYTES as usize)?,
+            ring: Ring::new(&shared.memory, qid, entries, dstrd)?,
+            prp_lists: shared.memory.carve(lists, PRP_LIST_BYTES as usize)?,
             limits,
             config: config.clone(),
             namespaces: Vec::with_capacity(MAX_NAMESPACES),
@@ -195,7 +202,9 @@ impl<D: PciDevice> Inner<D> {
             children: Children::new(depth, now),
             waiting: VecDeque::with_capacity(room),
             interrupted: VecDeque::with_capacity(room),
-            interrupted_until: now,
+            late_since: None,
+            now,
+            send_floor: now,
             ended: VecDeque::with_capacity(room),
             state: shared.state(),
             stats: QueueStats::default(),
@@ -213,6 +222,13 @@ impl<D: PciDevice> Inner<D> {
     pub(crate) fn set_namespaces(&mut self, namespaces: &[Namespace]) {
         self.namespaces.clear();
         self.namespaces.extend(namespaces.iter().take(MAX_NAMESPACES));
+        self.forget_lost();
+    }
+
+    /// Forgets the namespaces that are not what they were: their commands are refused.
+    fn forget_lost(&mut self) {
+        let shared = &self.shared;
+        self.namespaces.retain(|namespace| !shared.is_lost(namespace.nsid));
     }
 
     #[inline]
@@ -222,37 +238,44 @@ impl<D: PciDevice> Inner<D> {
             return Err(Busy);
         }
         match self.state.phase {
-            Phase::Live => {}
-            Phase::Stopping | Phase::Contained => return Err(Busy),
-            Phase::Failed | Phase::Wedged => {
+            // Whatever cannot be sent at once waits; its time runs.
+            Phase::Live | Phase::Stopping | Phase::Contained => {}
+            Phase::Draining | Phase::Failed | Phase::Wedged => {
                 self.ended.push_back(Completion { tag: command.tag, status: FAILED });
                 return Ok(());
             }
         }
         let namespace = self.namespaces.iter().find(|namespace| namespace.nsid == command.nsid);
-        match Request::new(command, namespace, &self.limits) {
+        match Request::new(command, namespace, &self.limits, self.now) {
             Ok(request) => {
                 let index = self.requests.insert(request).ok_or(Busy)?;
                 self.waiting.push_back(index);
-                self.push_waiting();
+                if self.state.phase == Phase::Live {
+                    self.push_waiting();
+                }
             }
             Err(status) => self.ended.push_back(Completion { tag: command.tag, status }),
         }
         Ok(())
     }
 
-    /// Pushes children for as long as there are slots for them.
+    /// Pushes children for as long as there are slots for them. A request that is too old for
+    /// another child to end in time gets no more.
     #[inline]
     fn push_waiting(&mut self) {
         while let Some(&index) = self.waiting.front() {
             let request = self.requests.get_mut(index);
+            if request.submitted < self.send_floor {
+                self.stop_first();
+                continue;
+            }
             while !request.is_issued() {
                 let Some((slot, cid)) = self.children.take(index) else { return };
-                let (mut sqe, data) = request.next_child(&self.limits);
+                let at = u32::from(slot) * PRP_LIST_BYTES;
+                let list = self.prp_lists.subspan(at, PRP_LIST_BYTES);
+                let (mut sqe, data) = request.next_child(&self.limits, list);
                 sqe.cid = cid.into();
                 if let Some(data) = data {
-                    let at = u32::from(slot) * PRP_LIST_BYTES;
-                    let list = self.prp_lists.subspan(at, PRP_LIST_BYTES);
                     let (prp1, prp2) = prp::entries(data, list);
                     sqe.set_prps(prp1, prp2);
                 }
@@ -266,25 +289,33 @@ impl<D: PciDevice> Inner<D> {
     #[inline]
     pub(crate) fn poll(&mut self, now: Instant) {
         let state = self.shared.state();
+        self.now = now;
         let mut busy = self.take_completions();
         if state != self.state {
-            self.enter(state, now);
+            self.enter(state);
             busy = true;
         }
-        if state.phase == Phase::Live {
-            // Room in the completion queue before the commands that may need it.
-            self.ring.ring_head(&*self.device);
-            if !self.waiting.is_empty() {
-                self.push_waiting();
+        match state.phase {
+            Phase::Live | Phase::Draining => {
+                // Room in the completion queue before the commands that may need it.
+                self.ring.ring_head(&*self.device);
+                if !self.waiting.is_empty() {
+                    let floor = now.checked_sub(self.config.send_within());
+                    self.send_floor = floor.unwrap_or(self.send_floor);
+                    self.push_waiting();
+                }
+                if self.ring.has_untold() {
+                    self.children.told(now);
+                    self.ring.ring_tail(&*self.device);
+                    busy = true;
+                }
+                self.check_oldest(now);
+                if state.phase == Phase::Draining && self.requests.is_empty() {
+                    self.acknowledge(state);
+                }
             }
-            if self.ring.has_untold() {
-                self.children.told(now);
-                self.ring.ring_tail(&*self.device);
-                busy = true;
-            }
-            self.check_oldest(now);
-        } else if !self.interrupted.is_empty() && now >= self.interrupted_until {
-            self.tell_interrupted();
+            Phase::Stopping | Phase::Contained => self.end_overdue(),
+            Phase::Failed | Phase::Wedged => {}
         }
         if busy {
             self.stats.doorbells = self.ring.doorbells;
@@ -355,57 +386,71 @@ impl<D: PciDevice> Inner<D> {
         }
     }
 
-    /// Has the oldest command aborted when it is overdue, and the controller reset when that does
-    /// not help.
+    /// Has the oldest command aborted when it is overdue, and then the next; has the controller
+    /// reset when there are late ones still some time after the first abort.
     #[inline]
     fn check_oldest(&mut self, now: Instant) {
-        let Some((cid, age, aborted)) = self.children.oldest(now) else { return };
-        if age < self.config.command_limit {
+        let oldest = self.children.oldest(now);
+        let Some((cid, _, aborted)) =
+            oldest.filter(|&(_, age, _)| age >= self.config.command_limit)
+        else {
+            self.late_since = None;
             return;
-        }
+        };
+        let slot = &self.shared.slots[usize::from(self.qid) - 1];
         if !aborted {
             self.children.set_aborted(cid);
-            self.slot().late.store(1 << 16 | u32::from(cid), Ordering::Relaxed);
+            slot.late.store(1 << 16 | u32::from(cid), Ordering::Relaxed);
+        } else if self.late_since.is_none() && slot.late.load(Ordering::Relaxed) == 0 {
+            // Not before: this core may have slept for as long as a command may take, and the other
+            // side too.
+            self.late_since = Some(now);
         }
-        if age >= self.config.command_limit + self.config.abort_grace {
-            self.slot().stuck.store(true, Ordering::Relaxed);
+        let is_over = |since| now.saturating_duration_since(since) >= self.config.abort_grace;
+        if self.late_since.is_some_and(is_over) {
+            slot.stuck.store(true, Ordering::Relaxed);
         }
     }
 
     /// Follows the admin side into another phase.
-    fn enter(&mut self, state: State, now: Instant) {
+    #[cold]
+    fn enter(&mut self, state: State) {
+        self.state = state;
         match state.phase {
-            Phase::Live => self.tell_interrupted(),
-            Phase::Stopping => {}
+            Phase::Live => {
+                self.forget_lost();
+                self.end_of_lost();
+                self.tell_interrupted(Duration::ZERO);
+            }
+            Phase::Draining | Phase::Stopping => {}
             Phase::Contained => {
                 // The controller can neither read nor write the memory of what is in flight.
-                self.interrupt(now, INTERRUPTED);
+                self.interrupt(INTERRUPTED);
                 self.ring.reset();
                 self.slot().late.store(0, Ordering::Relaxed);
                 self.slot().stuck.store(false, Ordering::Relaxed);
-                self.slot().acknowledged.store(state.epoch, Ordering::Release);
+                self.late_since = None;
+                self.acknowledge(state);
             }
             Phase::Failed => {
-                self.interrupt(now, FAILED);
+                self.interrupt(FAILED);
                 self.end_waiting();
-                self.tell_interrupted();
+                self.tell_interrupted(Duration::ZERO);
             }
             // Children in flight keep their requests, and so their memory, for good.
             Phase::Wedged => {
                 self.end_waiting();
-                self.tell_interrupted();
+                self.tell_interrupted(Duration::ZERO);
             }
         }
-        self.state = state;
+    }
+
+    fn acknowledge(&self, state: State) {
+        self.slot().acknowledged.store(state.epoch, Ordering::Release);
     }
 
     /// Ends every child in flight.
-    fn interrupt(&mut self, now: Instant, status: Status) {
-        let oldest = self.children.oldest(now);
-        let age = oldest.map_or(std::time::Duration::ZERO, |(_, age, _)| age);
-        if oldest.is_some() {
-            self.interrupted_until = now + self.config.end_within().saturating_sub(age);
-        }
+    fn interrupt(&mut self, status: Status) {
         while let Some(index) = self.children.release_any() {
             let request = self.requests.get_mut(index);
             if !request.is_issued() {
@@ -418,20 +463,65 @@ impl<D: PciDevice> Inner<D> {
         }
     }
 
-    fn tell_interrupted(&mut self) {
-        while let Some(index) = self.interrupted.pop_front() {
-            self.end(index);
+    /// While nothing can be sent: ends the requests whose time is over. Those with a child at the
+    /// controller end with it.
+    #[cold]
+    fn end_overdue(&mut self) {
+        let limit = self.config.end_within();
+        self.tell_interrupted(limit);
+        let now = self.now;
+        self.stop_waiting(INTERRUPTED, |request| request.age(now) >= limit);
+    }
+
+    /// Tells of those requests that are as old as this.
+    fn tell_interrupted(&mut self, age: Duration) {
+        for _ in 0..self.interrupted.len() {
+            let Some(index) = self.interrupted.pop_front() else { return };
+            if self.requests.get_mut(index).age(self.now) >= age {
+                self.end(index);
+            } else {
+                self.interrupted.push_back(index);
+            }
         }
     }
 
-    /// Ends the requests that wait with no child in flight.
     fn end_waiting(&mut self) {
-        while let Some(index) = self.waiting.pop_front() {
-            let request = self.requests.get_mut(index);
-            request.fail(FAILED);
-            if request.is_done() {
-                self.end(index);
+        self.stop_waiting(FAILED, |_| true);
+    }
+
+    /// Stops the waiting requests whose namespace is not what it was.
+    fn end_of_lost(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        self.stop_waiting(FAILED, |request| shared.is_lost(request.nsid));
+    }
+
+    /// Stops those of the waiting requests that are meant; the others wait on, in their order.
+    fn stop_waiting(&mut self, status: Status, is_meant: impl Fn(&Request) -> bool) {
+        for _ in 0..self.waiting.len() {
+            let Some(index) = self.waiting.pop_front() else { return };
+            if is_meant(self.requests.get_mut(index)) {
+                self.stop(index, status);
+            } else {
+                self.waiting.push_back(index);
             }
+        }
+    }
+
+    #[cold]
+    fn stop_first(&mut self) {
+        if let Some(index) = self.waiting.pop_front() {
+            self.stop(index, INTERRUPTED);
+        }
+    }
+
+    /// Pushes no more children of a request that has left `waiting`: it ends with the last of those
+    /// in flight.
+    #[cold]
+    fn stop(&mut self, index: u16, status: Status) {
+        let request = self.requests.get_mut(index);
+        request.fail(status);
+        if request.is_done() {
+            self.end(index);
         }
     }
 

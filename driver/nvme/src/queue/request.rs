@@ -1,13 +1,16 @@
 //! Requests: what the user submitted, on its way through one or several children.
 
+use std::time::{Duration, Instant};
+
 use dma::DmaSpan;
 use nvme_spec::command::Sqe;
-use nvme_spec::nvm::{DSM_DEALLOCATE, DSM_RANGE_BYTES, MAX_DSM_RANGES, ReadWrite};
+use nvme_spec::identify::NvmController;
+use nvme_spec::nvm::{DSM_RANGE_BYTES, DsmRange, MAX_DSM_RANGES, ReadWrite, set_dsm_deallocate};
 use nvme_spec::opcode::nvm;
 use nvme_spec::status::Status;
 
 use super::{Command, Op};
-use crate::limits::MAX_WRITE_ZEROES_BYTES;
+use crate::limits::MAX_RANGES;
 use crate::namespace::Namespace;
 
 /// What the controller can do.
@@ -17,8 +20,37 @@ pub(crate) struct Limits {
     pub(crate) transfer_bytes: u32,
     pub(crate) ignores_fua: bool,
     pub(crate) has_compare: bool,
-    pub(crate) has_write_zeroes: bool,
-    pub(crate) has_deallocate: bool,
+    /// Most bytes in one Write Zeroes; 0 where it has none.
+    pub(crate) write_zeroes_bytes: u32,
+    /// `None` where it has no Dataset Management.
+    pub(crate) deallocate: Option<DeallocateLimits>,
+}
+
+/// What fits in one Dataset Management command; each at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeallocateLimits {
+    pub(crate) ranges: u32,
+    pub(crate) range_blocks: u32,
+    pub(crate) blocks: u64,
+}
+
+impl Default for DeallocateLimits {
+    fn default() -> Self {
+        Self { ranges: MAX_RANGES, range_blocks: u32::MAX, blocks: u64::MAX }
+    }
+}
+
+impl DeallocateLimits {
+    /// What the controller says, where zero stands for no limit.
+    pub(crate) fn of(identify: &NvmController) -> Self {
+        let or_most = |limit: u64| if limit == 0 { u64::MAX } else { limit };
+        let most = |limit: u32, most: u32| or_most(limit.into()).min(most.into()) as u32;
+        Self {
+            ranges: most(identify.dmrl.into(), MAX_RANGES),
+            range_blocks: most(identify.dmrsl.get(), u32::MAX),
+            blocks: or_most(identify.dmsl.get()),
+        }
+    }
 }
 
 /// One user's command.
@@ -29,9 +61,11 @@ pub(super) struct Request {
     pub(super) orphan: bool,
     /// Success until a child failed.
     pub(super) status: Status,
-    nsid: u32,
+    pub(super) nsid: u32,
     op: Op,
-    /// The next block to be pushed, and how many are left. A flush or deallocate counts as one.
+    pub(super) submitted: Instant,
+    /// The next block to be pushed, and how many are left. A flush counts as one. A deallocate
+    /// counts its ranges, and in `slba` the blocks of the next one that were pushed already.
     slba: u64,
     left: u32,
     data: Option<DmaSpan>,
@@ -49,6 +83,7 @@ impl Request {
         command: &Command,
         namespace: Option<&Namespace>,
         limits: &Limits,
+        now: Instant,
     ) -> Result<Self, Status> {
         let namespace = namespace.ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr())?;
         let mut request = Self {
@@ -57,6 +92,7 @@ impl Request {
             status: Status::SUCCESS,
             nsid: command.nsid,
             op: command.op,
+            submitted: now,
             slba: command.slba,
             left: command.block_count,
             data: command.data,
@@ -72,7 +108,7 @@ impl Request {
             Op::Write { fua } => request.flush_follows = fua && limits.ignores_fua,
             Op::Compare if !limits.has_compare => return Err(Status::INVALID_OPCODE.with_dnr()),
             Op::Compare => {}
-            Op::WriteZeroes { .. } if !limits.has_write_zeroes => {
+            Op::WriteZeroes { .. } if limits.write_zeroes_bytes == 0 => {
                 return Err(Status::INVALID_OPCODE.with_dnr());
             }
             Op::WriteZeroes { fua, .. } => {
@@ -81,12 +117,12 @@ impl Request {
             }
             Op::Flush => (request.left, needed_bytes) = (1, None),
             // Deallocating is advice.
-            Op::Deallocate { .. } if !limits.has_deallocate => return Err(Status::SUCCESS),
+            Op::Deallocate { .. } if limits.deallocate.is_none() => return Err(Status::SUCCESS),
             Op::Deallocate { ranges } => {
                 if ranges == 0 || u32::from(ranges) > MAX_DSM_RANGES {
                     return Err(Status::INVALID_FIELD.with_dnr());
                 }
-                request.left = 1;
+                (request.slba, request.left) = (0, ranges.into());
                 needed_bytes = Some(u64::from(ranges) * u64::from(DSM_RANGE_BYTES));
             }
         }
@@ -108,27 +144,31 @@ impl Request {
         Ok(request)
     }
 
-    /// The next child, without identifier and data pointer, and its memory.
+    /// Since it was submitted.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.submitted)
+    }
+
+    /// The next child, without identifier and data pointer, and its memory, which may be `page`:
+    /// the child's own.
     #[inline]
-    pub(super) fn next_child(&mut self, limits: &Limits) -> (Sqe, Option<DmaSpan>) {
+    pub(super) fn next_child(&mut self, limits: &Limits, page: DmaSpan) -> (Sqe, Option<DmaSpan>) {
         debug_assert!(self.left > 0);
         self.in_flight += 1;
         let (opcode, most_bytes) = match self.op {
             Op::Read => (nvm::READ, limits.transfer_bytes),
             Op::Write { .. } => (nvm::WRITE, limits.transfer_bytes),
             Op::Compare => (nvm::COMPARE, limits.transfer_bytes),
-            Op::WriteZeroes { .. } => (nvm::WRITE_ZEROES, MAX_WRITE_ZEROES_BYTES),
+            Op::WriteZeroes { .. } => (nvm::WRITE_ZEROES, limits.write_zeroes_bytes),
             Op::Flush => {
                 self.left = 0;
                 return (Sqe::new(nvm::FLUSH, self.nsid), None);
             }
-            Op::Deallocate { ranges } => {
-                self.left = 0;
+            Op::Deallocate { .. } => {
+                let ranges = self.next_ranges(limits.deallocate.unwrap_or_default(), page);
                 let mut sqe = Sqe::new(nvm::DATASET_MANAGEMENT, self.nsid);
-                sqe.cdw10 = (u32::from(ranges) - 1).into();
-                sqe.cdw11 = DSM_DEALLOCATE.into();
-                let bytes = u32::from(ranges) * DSM_RANGE_BYTES;
-                return (sqe, self.data.map(|data| data.subspan(0, bytes)));
+                set_dsm_deallocate(&mut sqe, ranges);
+                return (sqe, Some(page.subspan(0, ranges * DSM_RANGE_BYTES)));
             }
         };
         let blocks = self.left.min(most_bytes / self.block_bytes);
@@ -150,6 +190,29 @@ impl Request {
         self.slba += u64::from(blocks);
         self.left -= blocks;
         (sqe, data)
+    }
+
+    /// Copies what one command may carry of the ranges that are left; how many ranges that makes.
+    #[cold]
+    fn next_ranges(&mut self, limits: DeallocateLimits, page: DmaSpan) -> u32 {
+        let Some(data) = self.data else { unreachable!("checked by `new`") };
+        let (mut count, mut room) = (0, limits.blocks);
+        while self.left > 0 && count < limits.ranges && room > 0 {
+            let mut range: DsmRange = data.read_obj(self.data_offset);
+            let rest = u64::from(range.block_count.get()).saturating_sub(self.slba);
+            let blocks = rest.min(limits.range_blocks.into()).min(room);
+            range.slba = range.slba.get().wrapping_add(self.slba).into();
+            range.block_count = (blocks as u32).into();
+            page.write_obj(count * DSM_RANGE_BYTES, &range);
+            (count, room) = (count + 1, room - blocks);
+            if blocks < rest {
+                self.slba += blocks;
+            } else {
+                (self.slba, self.left) = (0, self.left - 1);
+                self.data_offset += DSM_RANGE_BYTES;
+            }
+        }
+        count
     }
 
     /// Every child was pushed.
@@ -227,6 +290,10 @@ impl Requests {
         let request = self.slots[usize::from(index)].take().expect("the slot is in use");
         self.free.push(index);
         request
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
     }
 
     pub(super) fn orphan_all(&mut self) {

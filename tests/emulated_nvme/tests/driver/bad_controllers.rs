@@ -14,6 +14,7 @@ fn a_controller_that_does_not_come_up_says_why() {
     let refused = |fault| refusal(Setup::default(), fault);
     let never = refused(Fault::NeverReady);
     assert!(never.contains("not ready after 1"), "{never}");
+    assert!(refused(Fault::FatalWhenEnabled).contains("CSTS.CFS"));
     assert!(refused(Fault::DeafAdmin).contains("Identify Controller was not answered within 4s"));
     assert!(refused(Fault::SurpriseRemoval { reads: u32::MAX }).contains("CAP"));
     assert!(refused(Fault::SurpriseRemoval { reads: 0 }).contains("CAP is 0x0"));

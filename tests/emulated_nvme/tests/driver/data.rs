@@ -1,7 +1,7 @@
 //! Data arrives where it belongs.
 
 use dma::DmaSpan;
-use emulated_nvme::{NamespaceSetup, Setup};
+use emulated_nvme::{CommandLimits, NamespaceSetup, Setup};
 use nvme::{Busy, Command, Config, Op};
 use nvme_spec::nvm::DsmRange;
 use nvme_spec::status::Status;
@@ -84,6 +84,9 @@ fn more_children_than_slots() {
     for command in &commands[..2] {
         world.pairs[0].submit(*command).unwrap();
     }
+    let (done, _) = world.wait(1);
+    assert_eq!((done[0].tag, done[0].status), (1, Status::SUCCESS));
+    world.pairs[0].submit(commands[2]).unwrap();
     let (done, _) = world.wait(2);
     assert!(done.iter().all(|completion| completion.status.is_success()));
     assert!(world.ssd.bytes(1, 0, 1 << 20) == wanted);
@@ -93,7 +96,8 @@ fn more_children_than_slots() {
 
 #[test]
 fn zeroes_ranges_and_differences() {
-    let blocks_of_4096 = NamespaceSetup { lbads: 12, block_count: 1024, metadata_bytes: 0 };
+    let blocks_of_4096 =
+        NamespaceSetup { lbads: 12, block_count: 1024, ..NamespaceSetup::default() };
     let setup =
         Setup { namespaces: vec![NamespaceSetup::default(), blocks_of_4096], ..Setup::default() };
     let mut world = World::new(setup);
@@ -120,6 +124,35 @@ fn zeroes_ranges_and_differences() {
     {
         let bytes = world.ssd.bytes(2, block * 4096, 4096);
         assert_eq!(bytes.iter().all(|&byte| byte == 0), is_zero, "block {block}");
+    }
+    world.assert_well();
+}
+
+#[test]
+fn commands_without_data_keep_to_the_limits_of_the_controller() {
+    let (dmrl, dmrsl, dmsl) = (3, 10, 25);
+    let limits = CommandLimits { wzsl: 1, dmrl, dmrsl, dmsl };
+    let mut world = World::new(Setup { limits, ..Setup::default() });
+    let span = world.memory(256 << 10);
+    span.fill(0xA5);
+    assert_eq!(world.run(write(1, 0, 512, span)), Status::SUCCESS);
+    let zeroes = Op::WriteZeroes { deallocate: false, fua: false };
+    assert_eq!(world.run(command(zeroes, 2, 1, 40, None)), Status::SUCCESS);
+    // The first is as long as three, the second has nothing in it.
+    let ranges = [(100u64, 35u32), (50, 0), (200, 10), (300, 1), (400, 7)];
+    for (index, (slba, blocks)) in ranges.into_iter().enumerate() {
+        let range =
+            DsmRange { attributes: 0.into(), block_count: blocks.into(), slba: slba.into() };
+        span.write_obj(index as u32 * 16, &range);
+    }
+    let deallocate = command(Op::Deallocate { ranges: 5 }, 3, 0, 0, Some(span));
+    assert_eq!(world.run(deallocate), Status::SUCCESS);
+    for block in 0..512u64 {
+        let covers =
+            |&(slba, blocks): &(u64, u32)| (slba..slba + u64::from(blocks)).contains(&block);
+        let is_zero = (1..41).contains(&block) || ranges.iter().any(covers);
+        let bytes = world.ssd.bytes(1, block as usize * 512, 512);
+        assert_eq!(bytes[0] == 0 && bytes[511] == 0, is_zero, "block {block}");
     }
     world.assert_well();
 }

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use emulated_nvme::{Fault, Setup};
-use nvme::{Busy, Health};
+use nvme::{Completion, Config, Health};
 use nvme_spec::status::Status;
 
-use crate::world::{TICK, World, read, write};
+use crate::world::{TICK, World, read, start_in, write};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -30,22 +30,14 @@ fn a_reset_ends_what_no_abort_reaches_and_service_goes_on() {
         let mut world = World::new(Setup { shadow_doorbells, ..Setup::default() });
         let span = world.memory(1 << 20);
         world.ssd.inject(Fault::IgnoreAbort);
-        world.ssd.inject(Fault::Hold);
-        world.ssd.inject(Fault::Hold);
         // One of many children, and one on the other queue pair.
-        world.pairs[0].submit(write(1, 0, 2048, span)).unwrap();
-        world.pairs[1].submit(read(2, 0, 8, span)).unwrap();
-        let (done, time) = world.wait(2);
-        assert!(time > Duration::from_secs(5) && time < LIMIT, "{time:?}");
-        for completion in done {
-            let wanted = if completion.tag == 1 || world.ssd.held() > 0 {
-                Status::COMMAND_INTERRUPTED
-            } else {
-                completion.status
-            };
-            assert_eq!(completion.status, wanted);
-            assert!(!completion.status.dnr());
-        }
+        world.hold(0, write(1, 0, 2048, span));
+        world.hold(1, read(2, 0, 8, span));
+        let (mut done, time) = world.wait(2);
+        assert!(time > Duration::from_secs(6) && time < Duration::from_secs(7), "{time:?}");
+        done.sort_by_key(|completion| completion.tag);
+        let interrupted = |tag| Completion { tag, status: Status::COMMAND_INTERRUPTED };
+        assert_eq!(done, [interrupted(1), interrupted(2)]);
         assert_eq!(world.ssd.enabled_count(), 2);
         world.assert_well();
         let stats = world.device.queues().stats();
@@ -54,38 +46,49 @@ fn a_reset_ends_what_no_abort_reaches_and_service_goes_on() {
 }
 
 #[test]
-fn memory_is_withheld_until_the_controller_cannot_write_it() {
+fn a_machine_that_slept_finds_late_commands_and_aborts_first() {
     let mut world = World::new(Setup::default());
     let span = world.memory(4096);
-    world.ssd.inject(Fault::IgnoreAbort);
-    world.ssd.inject(Fault::NeverDisabled);
-    world.ssd.inject(Fault::NeverContained);
-    world.ssd.inject(Fault::Hold);
-    world.pairs[0].submit(read(1, 0, 8, span)).unwrap();
-    assert_eq!(world.turns(Duration::from_secs(60)), [], "it may still be written");
-    assert_eq!(world.device.health(), Health::Failed);
-    // Another command does end, and does not reach the controller.
-    world.pairs[0].submit(read(2, 0, 8, span)).unwrap();
+    world.hold(0, read(1, 0, 8, span));
+    // Once before the abort is asked for, once before it is sent.
+    for _ in 0..2 {
+        world.now += Duration::from_secs(7);
+        world.pairs[0].poll(world.now);
+    }
     let (done, _) = world.wait(1);
-    assert_eq!((done[0].tag, done[0].status), (2, Status::INTERNAL_ERROR.with_dnr()));
-    // The real completion arrives at last.
-    world.ssd.let_go();
-    let (done, _) = world.wait(1);
-    assert_eq!((done[0].tag, done[0].status), (1, Status::SUCCESS));
+    assert_eq!((done[0].tag, done[0].status), (1, Status::COMMAND_INTERRUPTED));
+    assert_eq!(world.ssd.enabled_count(), 1, "the abort had its time");
+    world.assert_well();
 }
 
 #[test]
-fn bus_mastering_contains_a_controller_that_does_not_disable() {
+fn an_abort_that_is_never_answered_holds_up_no_other_command() {
+    let mut world = World::new(Setup::default());
+    let span = world.memory(4096);
+    world.ssd.inject(Fault::DeafAbort);
+    world.hold(0, read(1, 0, 8, span));
+    assert_eq!(world.turns(Duration::from_millis(5500)), []);
+    world.ssd.let_go();
+    assert_eq!(world.wait(1).0[0].status, Status::SUCCESS);
+    world.hold(1, read(2, 0, 8, span));
+    let (done, time) = world.wait(1);
+    assert_eq!((done[0].tag, done[0].status), (2, Status::COMMAND_INTERRUPTED));
+    assert!(time < Duration::from_secs(7), "{time:?}");
+    assert_eq!(world.ssd.enabled_count(), 2);
+    world.assert_well();
+}
+
+#[test]
+fn many_late_commands_have_one_grace_together() {
     let mut world = World::new(Setup::default());
     let span = world.memory(4096);
     world.ssd.inject(Fault::IgnoreAbort);
-    world.ssd.inject(Fault::NeverDisabled);
-    world.ssd.inject(Fault::Hold);
-    world.pairs[0].submit(read(1, 0, 8, span)).unwrap();
-    let (done, time) = world.wait(1);
-    assert!(time < LIMIT, "{time:?}");
-    assert_eq!(done[0].status, Status::COMMAND_INTERRUPTED);
-    world.ssd.mend(Fault::NeverDisabled);
+    for tag in 0..31 {
+        world.hold(0, read(tag, 0, 8, span));
+    }
+    let (done, time) = world.wait(31);
+    assert!(done.iter().all(|completion| completion.status == Status::COMMAND_INTERRUPTED));
+    assert!(time < Duration::from_secs(7), "{time:?}");
     world.assert_well();
 }
 
@@ -147,11 +150,11 @@ fn a_fatal_status_leads_to_a_reset() {
 fn a_device_that_is_gone_fails_everything_at_once() {
     for reads in [u32::MAX, 0] {
         let mut world = World::new(Setup::default());
-        let mut other = World::new(Setup::default());
+        let config = Config { cores: 2, queue_entries: 32, ..Config::default() };
+        let mut other = start_in(world.arena, Setup::default(), config, |_| {}).unwrap();
         let span = world.memory(512);
-        world.ssd.inject(Fault::Hold);
-        world.pairs[0].submit(read(1, 0, 1, span)).unwrap();
-        world.pairs[0].poll(world.now);
+        world.hold(0, read(1, 0, 1, span));
+        other.hold(0, read(1, 0, 1, span));
         world.ssd.inject(Fault::SurpriseRemoval { reads });
         let (done, time) = world.wait(1);
         assert_eq!(done[0].status, Status::INTERNAL_ERROR.with_dnr());
@@ -160,6 +163,10 @@ fn a_device_that_is_gone_fails_everything_at_once() {
         assert!(world.device.fault().unwrap().to_string().contains("gone"));
         world.pairs[0].submit(read(2, 0, 1, span)).unwrap();
         assert_eq!(world.wait(1).0[0].status, Status::INTERNAL_ERROR.with_dnr());
+        // Another one, with memory of the same arena, goes on.
+        assert_eq!(other.turns(time), []);
+        other.ssd.let_go();
+        assert_eq!(other.wait(1).0[0].status, Status::SUCCESS);
         other.assert_well();
     }
 }
@@ -168,9 +175,7 @@ fn a_device_that_is_gone_fails_everything_at_once() {
 fn an_orderly_removal_ends_what_is_in_flight_and_lets_go() {
     let mut world = World::new(Setup::default());
     let span = world.memory(512);
-    world.ssd.inject(Fault::Hold);
-    world.pairs[0].submit(read(1, 0, 1, span)).unwrap();
-    world.pairs[0].poll(world.now);
+    world.hold(0, read(1, 0, 1, span));
     world.ssd.inject(Fault::OrderlyRemoval);
     let (done, time) = world.wait(1);
     assert_eq!(done[0].status, Status::INTERNAL_ERROR.with_dnr());
@@ -208,28 +213,41 @@ fn a_device_that_does_not_come_back_is_given_up_in_time() {
         world.ssd.inject(fault);
         let (done, time) = world.wait(1);
         assert!(Duration::from_secs(5) + time < LIMIT + Duration::from_millis(100), "{time:?}");
-        assert!(!done[0].status.is_success());
+        assert_eq!(done[0].status, Status::COMMAND_INTERRUPTED);
         world.turns(Duration::from_secs(10));
         assert_eq!(world.device.health(), Health::Failed, "{fault:?}");
     }
 }
 
 #[test]
-fn while_it_recovers_the_queue_is_busy_and_a_retry_finds_it_back() {
+fn commands_that_come_during_a_reset_wait_for_its_end() {
     let mut world = World::new(Setup::default());
     let span = world.memory(512);
     world.ssd.inject(Fault::NeverDisabled);
-    world.ssd.inject(Fault::Hold);
-    world.pairs[0].submit(read(1, 0, 1, span)).unwrap();
-    world.pairs[0].poll(world.now);
+    world.hold(0, read(1, 0, 1, span));
     world.device.reset(world.now);
     assert_eq!(world.turns(Duration::from_millis(500)), []);
     assert_eq!(world.device.health(), Health::Recovering);
-    assert_eq!(world.pairs[0].submit(read(2, 0, 1, span)), Err(Busy));
-    world.ssd.mend(Fault::NeverDisabled);
-    let (done, _) = world.wait(1);
+    world.pairs[0].submit(read(2, 0, 1, span)).unwrap();
+    assert_eq!(world.turns(Duration::from_millis(200)), []);
+    let (done, _) = world.wait(2);
     assert_eq!((done[0].tag, done[0].status), (1, Status::COMMAND_INTERRUPTED));
+    assert_eq!((done[1].tag, done[1].status), (2, Status::SUCCESS));
     assert_eq!(world.device.health(), Health::Live, "a retry finds it back");
+    world.assert_well();
+}
+
+#[test]
+fn a_controller_that_stops_by_itself_is_reset() {
+    let mut world = World::new(Setup::default());
+    let span = world.memory(512);
+    world.hold(0, read(1, 0, 1, span));
+    world.ssd.inject(Fault::ReadyDrops);
+    let (done, time) = world.wait(1);
+    assert_eq!(done[0].status, Status::COMMAND_INTERRUPTED);
+    assert!(time < Duration::from_secs(1), "{time:?}");
+    assert!(world.device.fault().unwrap().to_string().contains("stopped being ready"));
+    assert_eq!(world.ssd.enabled_count(), 2);
     world.assert_well();
 }
 

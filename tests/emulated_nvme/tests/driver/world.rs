@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dma::{Arena, DmaSpan};
-use emulated_nvme::{EmulatedNvme, Setup};
+use emulated_nvme::{EmulatedNvme, Fault, Setup};
 use nvme::{Command, Completion, Config, Health, IoQueuePair, NvmeDevice, NvmeError, Op};
 use nvme_spec::status::Status;
 
@@ -24,7 +24,15 @@ pub fn start(
     config: Config,
     prepare: impl Fn(&EmulatedNvme),
 ) -> Result<World, String> {
-    let arena = Arena::plain_pages(16 << 20).unwrap();
+    start_in(Arena::plain_pages(16 << 20).unwrap(), setup, config, prepare)
+}
+
+pub fn start_in(
+    arena: &'static Arena,
+    setup: Setup,
+    config: Config,
+    prepare: impl Fn(&EmulatedNvme),
+) -> Result<World, String> {
     let ssd = Arc::new(EmulatedNvme::new(arena, setup));
     prepare(&ssd);
     let mut now = Instant::now();
@@ -90,6 +98,16 @@ impl World {
             done.extend(self.turn());
         }
         done
+    }
+
+    /// Submits a command that the controller holds.
+    pub fn hold(&mut self, pair: usize, command: Command) {
+        let held = self.ssd.held();
+        self.ssd.inject(Fault::Hold);
+        self.pairs[pair].submit(command).unwrap();
+        self.pairs[pair].poll(self.now);
+        self.ssd.step();
+        assert_eq!(self.ssd.held(), held + 1);
     }
 
     /// One command on the first queue pair, to its end.
