@@ -283,12 +283,14 @@ impl Core {
         }
     }
 
-    /// Drops a detached channel once its last I/O has ended.
+    /// Drops a detached channel once its last I/O has ended, and tells only then: the control
+    /// thread may close the device at once, which must not be left to this core.
     #[inline]
     fn drop_if_closed(&mut self, index: usize) {
         let idle = |open: &mut OpenChannel| open.closing && open.stats.in_flight == 0;
         if let Some(open) = self.channels[index].take_if(idle) {
             let ChannelStats { subsystem, nsid, .. } = open.stats;
+            drop(open);
             self.tell(ControlMessage::NamespaceSet { subsystem, nsid });
         }
     }
@@ -406,5 +408,62 @@ impl Worker for Core {
             self.flush_outbox();
         }
         work
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bdev::{Busy, Geometry, Io};
+    use dma::Arena;
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+
+    /// Notes when it is dropped how many messages the control thread has.
+    struct Noting(Arc<ControlRing>, Arc<AtomicUsize>);
+
+    impl Channel for Noting {
+        fn submit(&mut self, _: Io) -> Result<(), Busy> {
+            Err(Busy)
+        }
+
+        fn poll(&mut self, _: Instant, _: &mut Completions) {}
+    }
+
+    impl Drop for Noting {
+        fn drop(&mut self) {
+            self.1.store(self.0.len(), Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_channel_is_gone_when_the_control_thread_hears_of_it() {
+        let arena = Arena::plain_pages(4 << 20).unwrap();
+        let pool = || Pool::new(arena, 1 << 20, 1 << 20).unwrap();
+        let ring = ControlRing::new(8, EventFd::new().unwrap());
+        let config = EngineConfig { requests: 8, max_transfer_bytes: 4096 };
+        let mut core = Core::new(0, config, pool(), pool(), Arc::clone(&ring));
+        let geometry = Geometry {
+            block_bytes: 512,
+            block_count: 8,
+            volatile_write_cache: false,
+            deallocate_reads_zeroes: false,
+            atomic_write_blocks: 1,
+            preferred_write_blocks: 1,
+        };
+        let namespace = Namespace { channel: 0, geometry, read_only: false };
+        let told = Arc::new(AtomicUsize::new(usize::MAX));
+        let channel = Box::new(Noting(Arc::clone(&ring), Arc::clone(&told)));
+        core.handle_message(CoreMessage::AttachNamespace {
+            subsystem: 0,
+            nsid: 1,
+            namespace,
+            channel,
+        });
+        assert!(ring.pop().is_some());
+        core.handle_message(CoreMessage::DetachNamespace { subsystem: 0, nsid: 1 });
+        assert_eq!((told.load(Ordering::Relaxed), ring.len()), (0, 1));
     }
 }
