@@ -26,3 +26,4 @@ expect_eq "last line" "$(tail -n 1 <<<"$output")" "nvme_verify: ok"
 step "the kernel has it again"
 wait_for 10 "the block device is back" ssd_device 0
 expect_eq "driver" "$(basename "$(readlink "/sys/bus/pci/devices/$bdf/driver")")" nvme
+expect_eq "driver_override" "$(<"/sys/bus/pci/devices/$bdf/driver_override")" "(null)"

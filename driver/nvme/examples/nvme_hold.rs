@@ -3,7 +3,8 @@
 //!
 //! Usage: nvme_hold BDF BDF
 //!
-//! Prints `hold: reading` when the first may be unplugged, and at last `nvme_hold: ok`.
+//! Prints `hold: reading` when both are read from and the first may be unplugged, and at last
+//! `nvme_hold: ok`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +20,8 @@ use vfio::pci::{Bdf, System};
 
 const DEPTH: u32 = 32;
 const WAIT: Duration = Duration::from_secs(60);
-const GO_ON: Duration = Duration::from_secs(2);
+/// Reads of the second after the first has gone: more than can be in flight.
+const GO_ON: u64 = 10 * DEPTH as u64;
 
 /// A device and the thread that reads from it.
 struct Held {
@@ -42,25 +44,23 @@ fn main() -> Result<()> {
     let arena = Arena::hugepages(16 << 20)?;
     let mut first = Held::new(arena, bdfs[0])?;
     let mut second = Held::new(arena, bdfs[1])?;
+    let both = &mut [&mut first, &mut second];
+    poll_until(both, "reads of both", |both| both.iter().all(|held| held.count() > 0))?;
     println!("hold: reading");
 
-    let limit = Instant::now() + WAIT;
-    while !first.device.removal_requested() || first.device.health() != Health::Failed {
-        ensure!(Instant::now() < limit, "nobody asked for {}", bdfs[0]);
-        poll(&mut [&mut first, &mut second]);
-    }
+    poll_until(both, "the kernel to ask for the first", |[first, _]| {
+        first.device.removal_requested() && first.device.health() == Health::Failed
+    })?;
     let status = first.reader.join().ok().flatten().context("reading did not end by itself")?;
     println!("hold: reading ended with: {status}");
     drop(first.device);
     println!("hold: let go");
 
-    let (before, until) = (second.reads.load(Ordering::Relaxed), Instant::now() + GO_ON);
-    while Instant::now() < until {
-        poll(&mut [&mut second]);
-    }
-    let more = second.reads.load(Ordering::Relaxed) - before;
-    println!("hold: {more} more reads from {}", bdfs[1]);
-    ensure!(more > 100, "the other SSD did not go on");
+    let before = second.count();
+    poll_until(&mut [&mut second], "reads of the second", |[second]| {
+        second.count() >= before + GO_ON
+    })?;
+    println!("hold: {GO_ON} more reads from {}", bdfs[1]);
     second.stop.store(true, Ordering::Relaxed);
     ensure!(second.reader.join().is_ok_and(|ended| ended.is_none()), "the other SSD had an error");
     second.device.close();
@@ -69,11 +69,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn poll(held: &mut [&mut Held]) {
-    std::thread::sleep(Duration::from_millis(2));
-    for held in held {
-        held.device.poll(Instant::now());
+/// Polls devices until it is so.
+fn poll_until<const N: usize>(
+    held: &mut [&mut Held; N],
+    what: &str,
+    is_so: impl Fn(&[&mut Held; N]) -> bool,
+) -> Result<()> {
+    let limit = Instant::now() + WAIT;
+    while !is_so(held) {
+        ensure!(Instant::now() < limit, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+        for held in held.iter_mut() {
+            held.device.poll(Instant::now());
+        }
     }
+    Ok(())
 }
 
 impl Held {
@@ -87,6 +97,10 @@ impl Held {
         let (count, asked) = (Arc::clone(&reads), Arc::clone(&stop));
         let reader = std::thread::spawn(move || read(pair, data, &count, &asked));
         Ok(Self { device, reads, stop, reader })
+    }
+
+    fn count(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 }
 

@@ -1,7 +1,7 @@
-//! Takes an SSD from the kernel, checks the driver on it, and gives it back. Everything on the SSD
-//! is overwritten.
+//! Takes an SSD from the kernel, checks the driver on it, and gives it back. Everything on one of
+//! its namespaces (the first, unless told otherwise) is overwritten.
 //!
-//! Usage: nvme_verify BDF [--force]
+//! Usage: nvme_verify BDF [--force] [NSID]
 //!
 //! The last line is `nvme_verify: ok`, or the error.
 
@@ -20,17 +20,26 @@ use vfio::pci::{Bdf, System};
 const ARENA_BYTES: usize = 160 << 20;
 const DEPTH: u32 = 32;
 const MAX_IO_BYTES: u32 = 1 << 20;
+/// Fewer than a device may have within a minute.
+const RESETS: u32 = 3;
 
 fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut arguments = std::env::args().skip(1);
-    let bdf: Bdf = arguments.next().context("usage: nvme_verify BDF [--force]")?.parse()?;
-    let force = arguments.next().as_deref() == Some("--force");
+    let usage = "usage: nvme_verify BDF [--force] [NSID]";
+    let bdf: Bdf = arguments.next().context(usage)?.parse()?;
+    let (mut force, mut nsid) = (false, 1);
+    for argument in arguments {
+        match argument.as_str() {
+            "--force" => force = true,
+            text => nsid = text.parse().context(usage)?,
+        }
+    }
     let system = System::default();
     let before = system.controller(bdf)?;
     println!("found {bdf}: {:?}, serial {:?}", before.model, before.serial);
     system.bind(bdf, force)?;
-    let outcome = verify(bdf);
+    let outcome = verify(bdf, nsid);
     let released = system.release(bdf);
     outcome?;
     println!("released to {:?}", released?.driver);
@@ -38,7 +47,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn verify(bdf: Bdf) -> Result<()> {
+fn verify(bdf: Bdf, nsid: u32) -> Result<()> {
     let arena = Arena::hugepages(ARENA_BYTES)?;
     let pci = Arc::new(Device::open(bdf, arena)?);
     let config = Config { cores: 2, ..Config::default() };
@@ -48,7 +57,7 @@ fn verify(bdf: Bdf) -> Result<()> {
     let smart = device.smart().context("no SMART log")?;
     println!("smart: {} K", smart.temperature_kelvin.get());
     let namespaces = device.namespaces().to_vec();
-    let namespace = *namespaces.first().context("no namespace to test")?;
+    let namespace = namespace_of(&device, nsid)?;
     let pool = device.queues();
     let take = || pool.take(&namespaces).context("no queue pair left");
     let half = namespace.block_count / 2;
@@ -65,7 +74,12 @@ fn verify(bdf: Bdf) -> Result<()> {
         ensure!(stats.stale == 0, "stale completions");
     }
     device.close();
-    reopened(arena, bdf)
+    reopened(arena, bdf, nsid)
+}
+
+fn namespace_of(device: &NvmeDevice<Device>, nsid: u32) -> Result<Namespace> {
+    let found = device.namespaces().iter().find(|namespace| namespace.nsid == nsid);
+    found.copied().with_context(|| format!("no namespace {nsid} to test"))
 }
 
 /// One queue pair on its part of the namespace.
@@ -156,11 +170,7 @@ impl Lane {
                     index_of[slot as usize] = index;
                     free.pop();
                 }
-                if free.len() == DEPTH as usize {
-                    // The controller is being reset.
-                    self.pair.poll(Instant::now());
-                    continue;
-                }
+                ensure!(free.len() < DEPTH as usize, "busy with nothing in flight");
                 let Completion { tag, status } = self.next()?;
                 let index = index_of[tag as usize];
                 free.push(tag);
@@ -183,10 +193,10 @@ impl Lane {
 }
 
 /// A device that was closed can be opened again.
-fn reopened(arena: &'static Arena, bdf: Bdf) -> Result<()> {
+fn reopened(arena: &'static Arena, bdf: Bdf, nsid: u32) -> Result<()> {
     let pci = Arc::new(Device::open(bdf, arena)?);
     let device = NvmeDevice::bring_up(pci, arena, Config::default())?;
-    let namespace = *device.namespaces().first().context("no namespace after reopening")?;
+    let namespace = namespace_of(&device, nsid)?;
     let pair = device.queues().take(&[namespace]).context("no queue pair left")?;
     let mut lane = Lane::new(pair, arena, namespace, 0)?;
     lane.sweep(4096, 100, 99)?;
@@ -234,22 +244,24 @@ fn single_commands(lane: &mut Lane) -> Result<()> {
     expect("read beyond the end", beyond, Status::LBA_OUT_OF_RANGE)
 }
 
-/// Two threads, a queue pair each, all sizes; then the same while the controller is reset.
+/// Two threads, a queue pair each: all sizes, then the same size until the controller was reset
+/// under them a few times.
 fn both_queue_pairs(device: &mut NvmeDevice<Device>, lanes: [Lane; 2]) -> Result<()> {
     let sizes_done = Barrier::new(2);
-    let under_reset = AtomicBool::new(false);
+    let (under_load, resets_done) = (AtomicBool::new(false), AtomicBool::new(false));
     let retries = std::thread::scope(|scope| -> Result<u32> {
         let workers = lanes.map(|mut lane| {
-            let (under_reset, sizes_done) = (&under_reset, &sizes_done);
+            let (under_load, resets_done, sizes_done) = (&under_load, &resets_done, &sizes_done);
             scope.spawn(move || -> Result<u32> {
                 let sizes = lane.all_sizes();
                 // No reset before both are done, even when one failed.
                 sizes_done.wait();
                 sizes?;
-                under_reset.store(true, Ordering::Relaxed);
-                let mut retries = 0;
-                for round in 0..10 {
+                under_load.store(true, Ordering::Relaxed);
+                let (mut retries, mut round) = (0, 0u8);
+                while !resets_done.load(Ordering::Relaxed) {
                     retries += lane.sweep(4096, 1000, round)?;
+                    round = round.wrapping_add(1);
                 }
                 Ok(retries)
             })
@@ -258,9 +270,16 @@ fn both_queue_pairs(device: &mut NvmeDevice<Device>, lanes: [Lane; 2]) -> Result
         while !workers.iter().all(|worker| worker.is_finished()) {
             std::thread::sleep(Duration::from_millis(2));
             device.poll(Instant::now());
-            ensure!(device.health() != Health::Failed, "given up: {:?}", device.fault());
-            if under_reset.load(Ordering::Relaxed) && resets < 3 && device.health() == Health::Live
-            {
+            if device.health() == Health::Failed {
+                resets_done.store(true, Ordering::Relaxed);
+                bail!("given up: {:?}", device.fault());
+            }
+            if !under_load.load(Ordering::Relaxed) || device.health() != Health::Live {
+                continue;
+            }
+            if resets == RESETS {
+                resets_done.store(true, Ordering::Relaxed);
+            } else {
                 std::thread::sleep(Duration::from_millis(100));
                 device.reset(Instant::now());
                 resets += 1;
