@@ -11,8 +11,8 @@ const NONE: u16 = u16::MAX;
 #[derive(Debug)]
 pub(super) struct Children {
     slots: Box<[Child]>,
-    /// The free slots, another list by `next`. The one that has been free for longest is used first,
-    /// so that a completion of its last use, doubled and late, finds its count still telling.
+    /// The free slots, another list by `next`. The one that has been free for longest is used
+    /// first: a completion of its last use, doubled and late, finds its count still telling.
     first_free: u16,
     last_free: u16,
     oldest: u16,
