@@ -9,9 +9,6 @@ pub const IN_CAPSULE_BYTES: u32 = 4096;
 /// Entries of the largest queue we grant (MQES + 1).
 pub const MAX_QUEUE_ENTRIES: u16 = 128;
 
-/// Entries of an admin queue, whatever the host asks for: the Linux host takes 32.
-pub const MAX_ADMIN_ENTRIES: u16 = 32;
-
 /// Completions taken from the CQ in one call.
 pub const POLL_BATCH: usize = 32;
 
