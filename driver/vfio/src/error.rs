@@ -137,7 +137,7 @@ pub enum VfioError {
     /// The process may not lock as much memory.
     #[error(
         "{bytes} bytes of DMA memory, which count once for each open SSD, would make \
-         {wanted_bytes} bytes of locked memory; the limit is {limit_bytes}: raise it with \
+         {wanted_bytes} bytes of locked memory; the limit is {limit_bytes} bytes: raise it with \
          `ulimit -l unlimited` or LimitMEMLOCK=infinity"
     )]
     LockedMemory {

@@ -162,7 +162,8 @@ pub(super) fn vfio_error(error: VfioError) -> RpcError {
         | VfioError::SharedGroup { .. }
         | VfioError::NoVfioPci { .. }
         | VfioError::Open { .. }
-        | VfioError::Map { .. } => ErrorCode::Unavailable,
+        | VfioError::Map { .. }
+        | VfioError::LockedMemory { .. } => ErrorCode::Unavailable,
         _ => ErrorCode::Failed,
     };
     let plain = |advice: &str| RpcError::new(code, error.to_string()).with_advice(advice);
@@ -202,7 +203,8 @@ pub(super) fn vfio_error(error: VfioError) -> RpcError {
         VfioError::NoVfioPci { .. } => plain("modprobe vfio-pci"),
         VfioError::NotBound { bdf } => plain(&format!("forebay device bind {bdf}")),
         VfioError::Open { .. } => plain("ls -l /dev/vfio; modprobe vfio-pci"),
-        VfioError::Map { .. } => plain("ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit"),
+        // The message says it.
+        VfioError::LockedMemory { .. } => RpcError::new(code, error.to_string()),
         _ => plain("dmesg says why, as a rule; forebay device list shows who has the SSD now"),
     }
 }
