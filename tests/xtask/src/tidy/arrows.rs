@@ -16,6 +16,7 @@ pub const ORDER: &[&str] = &[
     "driver/vfio",
     "driver/verbs",
     "driver/uring",
+    "driver/sockets",
     "driver/nvme",
     "ctl/api",
     "ctl/cli",
