@@ -139,12 +139,21 @@ impl Engine {
         }
     }
 
-    /// The carrier has brought the host's data in, or failed to: then the connection is broken and
-    /// its queue about to close.
-    pub fn handle_fetched(&mut self, id: RequestId, ok: bool) -> Step {
-        match (self.slab.state(id), ok) {
-            (State::Fetch, true) if self.slab.is_open(id) => self.execute(id),
-            (State::Fetch, _) => self.release(id),
+    /// A command capsule arrived whose data is not what the host sent, as its digest says.
+    pub fn handle_corrupt_capsule(&mut self, id: RequestId, sqe: Sqe) -> Step {
+        match self.slab.arrive(id, sqe) {
+            Some(_) => self.respond(id, 0, Status::TRANSIENT_TRANSPORT_ERROR, 0),
+            None => Step::None,
+        }
+    }
+
+    /// The carrier has brought the host's data in. `intact`: it is what the host sent; otherwise
+    /// the host is told to try again.
+    pub fn handle_fetched(&mut self, id: RequestId, intact: bool) -> Step {
+        match self.slab.state(id) {
+            State::Fetch if !self.slab.is_open(id) => self.release(id),
+            State::Fetch if intact => self.execute(id),
+            State::Fetch => self.respond(id, 0, Status::TRANSIENT_TRANSPORT_ERROR, 0),
             _ => Step::None,
         }
     }
@@ -273,6 +282,13 @@ impl Engine {
         slots: u32,
     ) -> Option<(QueueId, Vec<RequestId>)> {
         self.slab.open(carrier, slots)
+    }
+
+    /// Gives an open queue requests until it has `slots`, and returns the new ones, armed; `None`,
+    /// and no change, when the slab has too few left. For carriers that learn only by Connect how
+    /// many the host wants.
+    pub fn grow_queue(&mut self, queue: QueueId, slots: u32) -> Option<Vec<RequestId>> {
+        self.slab.grow(queue, slots)
     }
 
     /// Makes a queue what its Connect command asked for. Unknown queues are ignored: theirs closed

@@ -202,13 +202,7 @@ impl Slab {
         slots: u32,
     ) -> Option<(QueueId, Vec<RequestId>)> {
         let index = self.queues.iter().position(|q| q.state == QueueState::Vacant)?;
-        let keep = self.free.len().checked_sub(slots as usize)?;
-        let ids = self.free.split_off(keep);
-        for id in &ids {
-            let request = &mut self.requests[id.0 as usize];
-            request.state = State::Armed;
-            request.queue = index as u32;
-        }
+        let ids = self.arm(index as u32, slots as usize)?;
         let queue = &mut self.queues[index];
         // One count for all places: a completion of a queue that is gone cannot pass for one of
         // whatever queue its requests belong to now.
@@ -221,6 +215,26 @@ impl Slab {
         queue.commands = 0;
         queue.ids.clone_from(&ids);
         Some((QueueId { index: index as u32, generation: queue.generation }, ids))
+    }
+
+    pub(super) fn grow(&mut self, id: QueueId, slots: u32) -> Option<Vec<RequestId>> {
+        let queue = self.queue_mut(id).filter(|queue| queue.state == QueueState::Open)?;
+        let more = (slots as usize).saturating_sub(queue.ids.len());
+        let ids = self.arm(id.index, more)?;
+        self.queues[id.index()].ids.extend_from_slice(&ids);
+        Some(ids)
+    }
+
+    /// Takes free requests for a queue.
+    fn arm(&mut self, queue: u32, count: usize) -> Option<Vec<RequestId>> {
+        let keep = self.free.len().checked_sub(count)?;
+        let ids = self.free.split_off(keep);
+        for id in &ids {
+            let request = &mut self.requests[id.0 as usize];
+            request.state = State::Armed;
+            request.queue = queue;
+        }
+        Some(ids)
     }
 
     pub(super) fn bind(&mut self, id: QueueId, params: QueueParams) {

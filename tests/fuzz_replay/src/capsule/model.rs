@@ -109,7 +109,7 @@ impl World {
             let span = self.engine.request(id).data().expect("a buffer to fetch to");
             span.write(0, &data[..data.len().min(span.len() as usize)]);
         }
-        let goes_on = ok && self.is_open(id);
+        let goes_on = self.is_open(id);
         let was = self.is_at(id, At::Fetching);
         let step = self.engine.handle_fetched(id, ok);
         self.after(id, was, goes_on, step);

@@ -128,10 +128,24 @@ fn a_slab_that_is_full_refuses_a_queue_and_loses_nothing() {
 }
 
 #[test]
-fn a_fetch_that_fails_ends_its_request_without_a_response() {
+fn a_queue_grows_by_requests_of_its_own() {
     let mut world = World::new();
-    let id = fetching(&world.send(write(0, 8)));
-    assert!(is_none(&world.engine.handle_fetched(id, false)));
+    let (second, ids) = world.engine.open_queue(Carrier::Keyed, 2).unwrap();
+    assert!(world.engine.grow_queue(second, REQUESTS - 31).is_none());
+    let more = world.engine.grow_queue(second, REQUESTS - 32).unwrap();
+    assert_eq!(ids.len() + more.len(), REQUESTS as usize - 32);
+    assert_eq!(world.engine.grow_queue(second, 8), Some(Vec::new()), "it has more already");
+    world.engine.bind_queue(second, io_queue(32));
+    let Step::Submit { io, .. } = world.engine.handle_capsule(more[0], read(0, 8), None) else {
+        panic!("a new request takes no command");
+    };
+    assert_eq!(io.tag, more[0].0);
+    world.engine.close_queue(second);
+    assert!(world.engine.grow_queue(second, 64).is_none());
+    assert_eq!(world.engine.release_carried(second), Closed::Pending);
+    let drained = world.engine.handle_done(more[0], Status::SUCCESS);
+    assert!(matches!(drained, Step::Drained(queue) if queue == second));
+    assert!(world.engine.open_queue(Carrier::Keyed, REQUESTS - 32).is_some());
     world.assert_idle();
 }
 

@@ -96,6 +96,19 @@ fn a_stream_brings_and_takes_data_in_its_own_order() {
 }
 
 #[test]
+fn data_that_was_corrupted_on_its_way_is_asked_for_again() {
+    let mut world = World::with(Carrier::Stream, io_queue(32));
+    let step = world.send(with_sgl(write(0, 16), SglDescriptor::transport(8192)));
+    let step = world.engine.handle_fetched(fetching(&step), false);
+    assert_eq!(world.sent(step).status(), Status::TRANSIENT_TRANSPORT_ERROR);
+    let id = world.armed.pop().unwrap();
+    let step = world.engine.handle_corrupt_capsule(id, write(0, 8));
+    assert!(matches!(world.engine.handle_corrupt_capsule(id, write(0, 8)), Step::None), "busy");
+    assert_eq!(world.sent(step).status(), Status::TRANSIENT_TRANSPORT_ERROR);
+    world.assert_idle();
+}
+
+#[test]
 fn commands_without_data_take_no_buffer() {
     let mut world = World::new();
     let flush = command(nvm::FLUSH, 1, SglDescriptor::keyed(0, 0, 0, false));
