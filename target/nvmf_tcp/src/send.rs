@@ -75,16 +75,21 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// For `slots` commands at a time: each has at most a request for data, or data and a response;
-    /// besides, the connection's own first and last words.
-    pub(crate) fn new(slots: usize) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             digests: Digests::default(),
             alignment: 4,
-            pdus: VecDeque::with_capacity(2 * slots + 2),
+            pdus: VecDeque::new(),
             sent: 0,
-            responded: VecDeque::with_capacity(slots),
+            responded: VecDeque::new(),
         }
+    }
+
+    /// Makes room for `slots` commands at a time: each has at most a request for data, or data and
+    /// a response; besides, the connection's own first and last words.
+    pub(crate) fn grow(&mut self, slots: usize) {
+        self.pdus.reserve((2 * slots + 2).saturating_sub(self.pdus.len()));
+        self.responded.reserve(slots.saturating_sub(self.responded.len()));
     }
 
     /// From now on PDUs have these digests, and data this alignment.
@@ -188,6 +193,10 @@ impl Outbox {
     /// The next slot whose response has left.
     pub(crate) fn pop_responded(&mut self) -> Option<u16> {
         self.responded.pop_front()
+    }
+
+    pub(crate) fn has_responded(&self) -> bool {
+        !self.responded.is_empty()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
