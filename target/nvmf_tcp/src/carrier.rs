@@ -178,6 +178,10 @@ impl TcpCarrier {
             self.ready.pop_front();
             if let Some(link) = &mut self.links[index] {
                 link.queued = false;
+                // The connection answers by itself, too.
+                if !link.connection.is_idle() {
+                    link.touch(index, &mut self.touched);
+                }
                 // What was received and cannot be taken in waits for a response to leave.
                 if link.readable && !link.has_input() && link.is_open() {
                     link.queue(index, &mut self.again);
