@@ -15,11 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
-mod digest;
-mod header;
 pub mod limits;
-mod send;
 
 pub use connection::{Connection, ConnectionConfig, Event};
-pub use header::Fault;
-pub use send::Piece;
+pub use nvme_tcp::{Fault, Piece};
