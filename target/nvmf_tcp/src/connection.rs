@@ -17,12 +17,11 @@ use nvme_spec::tcp::{
     FLAG_LAST_PDU, FLAG_SUCCESS, IcReq, IcResp, PFV_1_0, R2t, TermReq, alignment_bytes, fes,
     pdu_type,
 };
+use nvme_tcp::limits::{MAX_HEADER_BYTES, MAX_PDA_Z, MAX_QUOTED_BYTES};
+use nvme_tcp::{Crc, Digests, Fault, Layout, Outbox, Piece, Sender, digest_of, layout};
 use zerocopy::{FromBytes, FromZeros};
 
-use crate::digest::{Crc, digest_of};
-use crate::header::{Digests, Fault, Layout, layout};
-use crate::limits::{MAX_H2C_DATA_BYTES, MAX_HEADER_BYTES, MAX_HPDA_Z, MAX_QUOTED_BYTES};
-use crate::send::{Outbox, Piece};
+use crate::limits::MAX_H2C_DATA_BYTES;
 
 /// What happened on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -157,7 +156,7 @@ impl Connection {
             free: Vec::new(),
             receiving: NEXT_HEADER,
             header: [0; MAX_HEADER_BYTES],
-            outbox: Outbox::new(),
+            outbox: Outbox::default(),
             event: None,
         };
         connection.grow(pages);
@@ -180,12 +179,12 @@ impl Connection {
 
     /// Whether something has happened that was not asked for yet.
     pub fn has_event(&self) -> bool {
-        self.event.is_some() || self.outbox.has_responded()
+        self.event.is_some() || self.outbox.has_left()
     }
 
     /// What happened; asked until there is nothing more, after each other call that takes input.
     pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
-        if let Some(slot) = self.outbox.pop_responded() {
+        if let Some(slot) = self.outbox.pop_left() {
             let it = self.slots.get_mut(usize::from(slot))?;
             it.state = SlotState::Free;
             self.free.push(slot);
@@ -356,7 +355,7 @@ impl Connection {
     fn layout(&self) -> Result<Layout, Fault> {
         let (common, _) = CommonHeader::ref_from_prefix(&self.header)
             .map_err(|_| Fault::of(fes::INVALID_HEADER_FIELD))?;
-        let layout = layout(common, self.digests)?;
+        let layout = layout(common, Sender::Host, self.digests)?;
         let first = layout.pdu_type == pdu_type::IC_REQ;
         if first != (self.phase == Phase::Initializing) {
             return Err(Fault::of(fes::SEQUENCE_ERROR));
@@ -402,7 +401,7 @@ impl Connection {
         if request.pfv.get() != PFV_1_0 {
             return Err(unsupported(offset_of!(IcReq, pfv)));
         }
-        if request.hpda_z > MAX_HPDA_Z {
+        if request.hpda_z > MAX_PDA_Z {
             return Err(unsupported(offset_of!(IcReq, hpda_z)));
         }
         let digests = Digests {

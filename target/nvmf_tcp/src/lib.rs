@@ -21,13 +21,9 @@
 
 mod carrier;
 mod connection;
-mod digest;
-mod header;
 pub mod limits;
 mod link;
-mod send;
 
 pub use carrier::{CarrierConfig, CarrierStats, Detached, Event, TcpCarrier};
 pub use connection::{Connection, ConnectionConfig, ConnectionEvent};
-pub use header::Fault;
-pub use send::Piece;
+pub use nvme_tcp::{Fault, Piece};

@@ -1,13 +1,13 @@
 //! A connection with its socket, and with what was received and not taken in yet.
 
 use dma::{DmaBuffer, DmaSpan};
+use nvme_tcp::Piece;
 use nvmf::engine::{QueueId, RequestId};
 use sockets::{Gather, Moved, Socket};
 
 use crate::carrier::CarrierStats;
 use crate::connection::{Connection, ConnectionConfig, ConnectionEvent};
 use crate::limits::INPUT_BYTES;
-use crate::send::Piece;
 
 /// How receiving went.
 pub(crate) enum Received {

@@ -17,6 +17,7 @@ pub const ORDER: &[&str] = &[
     "driver/verbs",
     "driver/uring",
     "driver/sockets",
+    "driver/nvme_tcp",
     "driver/nvme",
     "ctl/api",
     "ctl/cli",

@@ -13,9 +13,9 @@ use crate::limits::MAX_SENT_HEADER_BYTES;
 /// A run of bytes to send.
 #[derive(Clone, Copy, Debug)]
 pub enum Piece<'a> {
-    /// The connection's own: a header, a digest.
+    /// The outbox's own: a header, a digest.
     Bytes(&'a [u8]),
-    /// Memory that a device has filled.
+    /// Memory that holds data.
     Span(DmaSpan),
 }
 
@@ -42,8 +42,8 @@ struct Pdu {
     data: Option<DmaSpan>,
     tail: [u8; DIGEST_BYTES],
     tail_bytes: usize,
-    /// The slot whose response this is.
-    responds: Option<u16>,
+    /// What is reported when all of it has left.
+    tag: Option<u16>,
 }
 
 impl Pdu {
@@ -53,7 +53,7 @@ impl Pdu {
         data: None,
         tail: [0; DIGEST_BYTES],
         tail_bytes: 0,
-        responds: None,
+        tag: None,
     };
 
     fn data_bytes(&self) -> usize {
@@ -63,42 +63,46 @@ impl Pdu {
 
 /// PDUs in the order in which they are sent.
 #[derive(Debug)]
-pub(crate) struct Outbox {
+pub struct Outbox {
     digests: Digests,
     /// Data that we send begins at a multiple of this.
     alignment: usize,
     pdus: VecDeque<Pdu>,
     /// Bytes of the first one that have left.
     sent: usize,
-    /// Responses that have left and were not reported yet.
-    responded: VecDeque<u16>,
+    /// Tags of what has left, not reported yet.
+    left: VecDeque<u16>,
 }
 
-impl Outbox {
-    pub(crate) fn new() -> Self {
+impl Default for Outbox {
+    /// Nothing to send, no digests, and no alignment but the smallest.
+    fn default() -> Self {
         Self {
             digests: Digests::default(),
             alignment: 4,
             pdus: VecDeque::new(),
             sent: 0,
-            responded: VecDeque::new(),
+            left: VecDeque::new(),
         }
     }
+}
 
-    /// Makes room for `slots` commands at a time: each has at most a request for data, or data and
-    /// a response; besides, the connection's own first and last words.
-    pub(crate) fn grow(&mut self, slots: usize) {
+impl Outbox {
+    /// Makes room for `slots` commands at a time: each has at most two PDUs in it; besides, there
+    /// are a connection's first and last words. More make it grow.
+    pub fn grow(&mut self, slots: usize) {
         self.pdus.reserve((2 * slots + 2).saturating_sub(self.pdus.len()));
-        self.responded.reserve(slots.saturating_sub(self.responded.len()));
+        self.left.reserve(slots.saturating_sub(self.left.len()));
     }
 
     /// From now on PDUs have these digests, and data this alignment.
-    pub(crate) fn negotiated(&mut self, digests: Digests, alignment: usize) {
+    pub fn negotiated(&mut self, digests: Digests, alignment: usize) {
         (self.digests, self.alignment) = (digests, alignment);
     }
 
-    /// A PDU that never has a digest: ICResp, or a termination request with `quoted` behind it.
-    pub(crate) fn push_plain(&mut self, pdu: &impl PduHeader, quoted: &[u8]) {
+    /// A PDU that never has a digest: ICReq, ICResp, or a termination request with `quoted`
+    /// behind it.
+    pub fn push_plain(&mut self, pdu: &impl PduHeader, quoted: &[u8]) {
         let mut header = [0; MAX_SENT_HEADER_BYTES];
         let bytes = pdu.as_bytes();
         let length = bytes.len() + quoted.len();
@@ -109,13 +113,8 @@ impl Outbox {
     }
 
     /// A PDU with the digests that were negotiated. PLEN, PDO, HLEN and the digest flags are filled
-    /// in here. The slot in `responds` is reported when all of it has left.
-    pub(crate) fn push(
-        &mut self,
-        pdu: &impl PduHeader,
-        data: Option<DmaSpan>,
-        responds: Option<u16>,
-    ) {
+    /// in here. The tag is reported when all of it has left.
+    pub fn push(&mut self, pdu: &impl PduHeader, data: Option<DmaSpan>, tag: Option<u16>) {
         let mut header = [0; MAX_SENT_HEADER_BYTES];
         let bytes = pdu.as_bytes();
         header[..bytes.len()].copy_from_slice(bytes);
@@ -124,11 +123,7 @@ impl Outbox {
         if data.is_some() {
             header_bytes = header_bytes.next_multiple_of(self.alignment);
         }
-        self.finish(
-            Pdu { header, header_bytes, data, responds, ..Pdu::EMPTY },
-            bytes.len(),
-            digests,
-        );
+        self.finish(Pdu { header, header_bytes, data, tag, ..Pdu::EMPTY }, bytes.len(), digests);
     }
 
     /// Completes a PDU whose header proper has `hlen` bytes.
@@ -156,7 +151,7 @@ impl Outbox {
     }
 
     /// What to send next, in order; at most three pieces for each PDU.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+    pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
         let all = self.pdus.iter().flat_map(|pdu| {
             let data = pdu.data.map(Piece::Span);
             let tail = Piece::Bytes(&pdu.tail[..pdu.tail_bytes]);
@@ -176,7 +171,7 @@ impl Outbox {
     }
 
     /// The next `bytes` have left.
-    pub(crate) fn handle_sent(&mut self, bytes: usize) {
+    pub fn handle_sent(&mut self, bytes: usize) {
         self.sent += bytes;
         while let Some(pdu) = self.pdus.front() {
             let length = pdu.header_bytes + pdu.data_bytes() + pdu.tail_bytes;
@@ -184,37 +179,41 @@ impl Outbox {
                 return;
             }
             self.sent -= length;
-            self.responded.extend(pdu.responds);
+            self.left.extend(pdu.tag);
             self.pdus.pop_front();
         }
         debug_assert_eq!(self.sent, 0, "more has left than there was");
     }
 
-    /// The next slot whose response has left.
-    pub(crate) fn pop_responded(&mut self) -> Option<u16> {
-        self.responded.pop_front()
+    /// The tag of the next PDU that has left.
+    pub fn pop_left(&mut self) -> Option<u16> {
+        self.left.pop_front()
     }
 
-    pub(crate) fn has_responded(&self) -> bool {
-        !self.responded.is_empty()
+    /// Whether a PDU with a tag has left that was not asked for yet.
+    pub fn has_left(&self) -> bool {
+        !self.left.is_empty()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Everything has left.
+    pub fn is_empty(&self) -> bool {
         self.pdus.is_empty()
     }
 
-    /// Forgets what has not begun to leave: what has must end, or the host could not tell where the
+    /// Forgets what has not begun to leave: what has must end, or the peer could not tell where the
     /// next PDU begins.
-    pub(crate) fn truncate(&mut self) {
+    pub fn truncate(&mut self) {
         self.pdus.truncate(usize::from(self.sent > 0));
     }
 }
 
 /// A structure that begins with a [`CommonHeader`].
-pub(crate) trait PduHeader: IntoBytes + zerocopy::Immutable {}
+pub trait PduHeader: IntoBytes + zerocopy::Immutable {}
 
+impl PduHeader for nvme_spec::tcp::IcReq {}
 impl PduHeader for nvme_spec::tcp::IcResp {}
 impl PduHeader for nvme_spec::tcp::TermReq {}
+impl PduHeader for nvme_spec::tcp::CapsuleCmd {}
 impl PduHeader for nvme_spec::tcp::CapsuleResp {}
 impl PduHeader for nvme_spec::tcp::Data {}
 impl PduHeader for nvme_spec::tcp::R2t {}

@@ -1,13 +1,13 @@
-//! What the host's PDUs must look like, before anyone looks at what they ask for.
+//! What PDUs must look like, before anyone looks at what they ask for.
 
 use std::mem::offset_of;
 
 use nvme_spec::tcp::{
-    CapsuleCmd, CommonHeader, DIGEST_BYTES, Data, FLAG_DDGST, FLAG_HDGST, IcReq, TermReq, fes,
-    pdu_type,
+    CapsuleCmd, CapsuleResp, CommonHeader, DIGEST_BYTES, Data, FLAG_DDGST, FLAG_HDGST, IcReq,
+    IcResp, R2t, TermReq, fes, pdu_type,
 };
 
-/// Why a connection ends: a fatal error (NVMe/TCP Transport 1.1, C2HTermReq).
+/// Why a connection ends: a fatal error (NVMe/TCP Transport 1.1, H2CTermReq and C2HTermReq).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Fatal error status.
@@ -18,60 +18,83 @@ pub struct Fault {
 
 impl Fault {
     /// The header field at `offset` is wrong.
-    pub(crate) const fn field(offset: usize) -> Self {
+    pub const fn field(offset: usize) -> Self {
         Self { fes: fes::INVALID_HEADER_FIELD, fei: offset as u32 }
     }
 
     /// Nothing more is to be said about it than its status.
-    pub(crate) const fn of(fes: u16) -> Self {
+    pub const fn of(fes: u16) -> Self {
         Self { fes, fei: 0 }
     }
 }
 
 /// Digests in use on a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Digests {
-    pub(crate) header: bool,
-    pub(crate) data: bool,
+pub struct Digests {
+    /// Of headers.
+    pub header: bool,
+    /// Of data.
+    pub data: bool,
+}
+
+/// Who sends a PDU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The host, to the controller.
+    Host,
+    /// The controller, to the host.
+    Controller,
 }
 
 /// How the bytes of one PDU lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Layout {
-    pub(crate) pdu_type: u8,
+pub struct Layout {
+    /// One of [`pdu_type`].
+    pub pdu_type: u8,
     /// Header without its digest.
-    pub(crate) hlen: usize,
+    pub hlen: usize,
     /// A digest follows the header.
-    pub(crate) header_digest: bool,
+    pub header_digest: bool,
     /// All bytes before the data: header, digest, padding.
-    pub(crate) before_data: usize,
+    pub before_data: usize,
     /// Bytes of data.
-    pub(crate) data: u32,
+    pub data: u32,
     /// A digest follows the data.
-    pub(crate) data_digest: bool,
+    pub data_digest: bool,
 }
 
-/// What kind of PDU may come from a host, and what is particular to it.
+/// What is particular to a kind of PDU.
 struct Kind {
     hlen: usize,
     digests: bool,
     data: bool,
 }
 
-fn kind(pdu_type: u8) -> Option<Kind> {
+/// `None`: `sender` sends no such PDU.
+fn kind(pdu_type: u8, sender: Sender) -> Option<Kind> {
     let kind = |hlen, digests, data| Some(Kind { hlen, digests, data });
-    match pdu_type {
-        pdu_type::IC_REQ => kind(size_of::<IcReq>(), false, false),
-        pdu_type::H2C_TERM_REQ => kind(size_of::<TermReq>(), false, true),
-        pdu_type::CAPSULE_CMD => kind(size_of::<CapsuleCmd>(), true, true),
-        pdu_type::H2C_DATA => kind(size_of::<Data>(), true, true),
+    match (sender, pdu_type) {
+        (Sender::Host, pdu_type::IC_REQ) => kind(size_of::<IcReq>(), false, false),
+        (Sender::Host, pdu_type::H2C_TERM_REQ) => kind(size_of::<TermReq>(), false, true),
+        (Sender::Host, pdu_type::CAPSULE_CMD) => kind(size_of::<CapsuleCmd>(), true, true),
+        (Sender::Host, pdu_type::H2C_DATA) => kind(size_of::<Data>(), true, true),
+        (Sender::Controller, pdu_type::IC_RESP) => kind(size_of::<IcResp>(), false, false),
+        (Sender::Controller, pdu_type::C2H_TERM_REQ) => kind(size_of::<TermReq>(), false, true),
+        (Sender::Controller, pdu_type::CAPSULE_RESP) => kind(size_of::<CapsuleResp>(), true, false),
+        (Sender::Controller, pdu_type::C2H_DATA) => kind(size_of::<Data>(), true, true),
+        (Sender::Controller, pdu_type::R2T) => kind(size_of::<R2t>(), true, false),
         _ => None,
     }
 }
 
-/// Checks what every PDU begins with. Our CPDA is 0: data begins at a multiple of four.
-pub(crate) fn layout(header: &CommonHeader, digests: Digests) -> Result<Layout, Fault> {
-    let kind = kind(header.pdu_type).ok_or(Fault::field(offset_of!(CommonHeader, pdu_type)))?;
+/// Checks what every PDU begins with. Neither as a host nor as a controller do we ask for a larger
+/// alignment than the smallest: data begins at a multiple of four.
+///
+/// # Errors
+/// The field that is wrong.
+pub fn layout(header: &CommonHeader, sender: Sender, digests: Digests) -> Result<Layout, Fault> {
+    let kind =
+        kind(header.pdu_type, sender).ok_or(Fault::field(offset_of!(CommonHeader, pdu_type)))?;
     if usize::from(header.hlen) != kind.hlen {
         return Err(Fault::field(offset_of!(CommonHeader, hlen)));
     }
@@ -98,7 +121,7 @@ pub(crate) fn layout(header: &CommonHeader, digests: Digests) -> Result<Layout, 
     }
     // A termination request quotes a header behind its own, and says nothing of where.
     let pdo = match header.pdu_type {
-        pdu_type::H2C_TERM_REQ => kind.hlen,
+        pdu_type::H2C_TERM_REQ | pdu_type::C2H_TERM_REQ => kind.hlen,
         _ => usize::from(header.pdo),
     };
     if pdo < head || !pdo.is_multiple_of(4) {
@@ -126,16 +149,19 @@ mod tests {
 
     #[test]
     fn where_the_data_is() {
-        let bare = layout(&header(pdu_type::CAPSULE_CMD, 0, 72, 0, 72), NONE).unwrap();
+        let bare =
+            layout(&header(pdu_type::CAPSULE_CMD, 0, 72, 0, 72), Sender::Host, NONE).unwrap();
         assert_eq!((bare.before_data, bare.data, bare.data_digest), (72, 0, false));
-        let data = layout(&header(pdu_type::CAPSULE_CMD, 0, 72, 72, 72 + 512), NONE).unwrap();
+        let data = header(pdu_type::CAPSULE_CMD, 0, 72, 72, 72 + 512);
+        let data = layout(&data, Sender::Host, NONE).unwrap();
         assert_eq!((data.before_data, data.data), (72, 512));
         let flags = FLAG_HDGST | FLAG_DDGST;
         let padded = header(pdu_type::H2C_DATA, flags, 24, 128, 128 + 4096 + 4);
-        let padded = layout(&padded, BOTH).unwrap();
+        let padded = layout(&padded, Sender::Host, BOTH).unwrap();
         assert_eq!((padded.before_data, padded.data, padded.data_digest), (128, 4096, true));
         // No data, no digest of it.
-        let bare = layout(&header(pdu_type::CAPSULE_CMD, FLAG_HDGST, 72, 0, 76), BOTH).unwrap();
+        let bare = header(pdu_type::CAPSULE_CMD, FLAG_HDGST, 72, 0, 76);
+        let bare = layout(&bare, Sender::Host, BOTH).unwrap();
         assert_eq!((bare.before_data, bare.data, bare.data_digest), (76, 0, false));
     }
 
@@ -144,7 +170,7 @@ mod tests {
         let capsule = pdu_type::CAPSULE_CMD;
         let wrong = [
             (header(0x0F, 0, 72, 0, 72), NONE, 0, "a type nobody knows"),
-            (header(pdu_type::C2H_DATA, 0, 24, 24, 28), NONE, 0, "a type that we send"),
+            (header(pdu_type::C2H_DATA, 0, 24, 24, 28), NONE, 0, "a type that controllers send"),
             (header(capsule, FLAG_HDGST, 72, 0, 76), NONE, 1, "a digest not negotiated"),
             (header(capsule, 0, 72, 0, 72), BOTH, 1, "no header digest"),
             (header(capsule, FLAG_HDGST, 72, 76, 80 + 8), BOTH, 1, "no data digest"),
@@ -156,7 +182,29 @@ mod tests {
             (header(pdu_type::IC_REQ, 0, 128, 0, 129), NONE, 4, "data where there is none"),
         ];
         for (header, digests, offset, what) in wrong {
-            assert_eq!(layout(&header, digests), Err(Fault::field(offset)), "{what}");
+            assert_eq!(layout(&header, Sender::Host, digests), Err(Fault::field(offset)), "{what}");
+        }
+    }
+    #[test]
+    fn each_side_sends_its_own_kinds() {
+        let sizes = [128, 128, 24, 24, 72, 24, 24, 24, 0, 24];
+        for (pdu_type, &hlen) in (0..).zip(&sizes) {
+            let pdo = if pdu_type == pdu_type::C2H_DATA { hlen } else { 0 };
+            let header = header(pdu_type, 0, hlen, pdo, u32::from(hlen));
+            let senders = [Sender::Host, Sender::Controller]
+                .map(|sender| layout(&header, sender, NONE).is_ok());
+            let wanted = match pdu_type {
+                pdu_type::IC_REQ | pdu_type::H2C_TERM_REQ => [true, false],
+                pdu_type::CAPSULE_CMD | pdu_type::H2C_DATA => [true, false],
+                8 => [false, false],
+                _ => [false, true],
+            };
+            assert_eq!(senders, wanted, "type {pdu_type:02X}h");
+        }
+        // A response has no data, and an R2T none either.
+        for pdu_type in [pdu_type::CAPSULE_RESP, pdu_type::R2T] {
+            let header = header(pdu_type, 0, 24, 24, 28);
+            assert_eq!(layout(&header, Sender::Controller, NONE), Err(Fault::field(4)));
         }
     }
 }

@@ -7,19 +7,21 @@ use nvme_spec::tcp::DIGEST_BYTES;
 use crate::limits::DIGEST_CHUNK_BYTES;
 
 /// A digest that grows with what is added.
-pub(crate) struct Crc(Digest);
+pub struct Crc(Digest);
 
 impl Crc {
-    pub(crate) fn new() -> Self {
+    /// Of nothing yet.
+    pub fn new() -> Self {
         Self(Digest::new(CrcAlgorithm::Crc32Iscsi))
     }
 
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
+    /// Adds `bytes`.
+    pub fn add(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
     /// Adds all of `span`, by way of the stack: shared memory is never lent.
-    pub(crate) fn add_span(&mut self, span: DmaSpan) {
+    pub fn add_span(&mut self, span: DmaSpan) {
         let mut chunk = [0; DIGEST_CHUNK_BYTES];
         let mut at = 0;
         while at < span.len() {
@@ -32,8 +34,14 @@ impl Crc {
     }
 
     /// As it stands in a PDU.
-    pub(crate) fn to_bytes(&self) -> [u8; DIGEST_BYTES] {
+    pub fn to_bytes(&self) -> [u8; DIGEST_BYTES] {
         (self.0.clone().finalize() as u32).to_le_bytes()
+    }
+}
+
+impl Default for Crc {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -44,7 +52,7 @@ impl std::fmt::Debug for Crc {
 }
 
 /// The digest of `bytes`.
-pub(crate) fn digest_of(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
+pub fn digest_of(bytes: &[u8]) -> [u8; DIGEST_BYTES] {
     let mut crc = Crc::new();
     crc.add(bytes);
     crc.to_bytes()
