@@ -276,7 +276,7 @@ ns_controllers() {
 nvme_as() {
     local hostnqn=$1 verb=$2
     shift 2
-    nvme "$verb" -t rdma -a "$HOST_IP" -s 4420 -q "$hostnqn" -I "${hostnqn##*:}" "$@"
+    nvme "$verb" -t "${TRANSPORT:-rdma}" -a "$HOST_IP" -s 4420 -q "$hostnqn" -I "${hostnqn##*:}" "$@"
 }
 
 # controller_of HOSTNQN NQN: prints the name (nvmeN) of the controller that this host has.
@@ -296,7 +296,7 @@ controller_of() {
 attach() {
     local nqn=$1 nsid=${2:-1}
     shift $(($# > 1 ? 2 : 1))
-    nvme connect -t rdma -a "$HOST_IP" -s 4420 -n "$nqn" -k 30 "$@" >&2 || fail "nvme connect to $nqn"
+    nvme connect -t "${TRANSPORT:-rdma}" -a "$HOST_IP" -s 4420 -n "$nqn" -k 30 "$@" >&2 || fail "nvme connect to $nqn"
     wait_for 10 "namespace $nsid of $nqn is there" ns_device "$nqn" "$nsid"
 }
 

@@ -11,6 +11,7 @@
 //! and gets one response.
 #![forbid(unsafe_code)]
 
+mod endpoint;
 mod error;
 pub mod limits;
 mod line;
@@ -20,6 +21,7 @@ pub mod results;
 mod rpc;
 mod socket;
 
+pub use endpoint::{Endpoint, Transport};
 pub use error::{ErrorCode, ErrorDetails, RpcError};
 pub use line::{LineBuffer, LineTooLong};
 pub use names::{

@@ -1,8 +1,7 @@
 //! Checks of names and sizes that need no state. Each returns the reason as a sentence's end,
 //! to stand behind the name of the parameter.
 
-use std::net::SocketAddr;
-
+use crate::endpoint::Endpoint;
 use crate::limits::{BLOCK_BYTES, MAX_BDEV_NAME_BYTES, MAX_NQN_BYTES, MAX_SIZE_BYTES, NQN_PREFIX};
 
 /// The well-known name of every discovery subsystem (NVMe Base 2.1, section 4.7).
@@ -15,7 +14,8 @@ pub fn default_nqn(bdev: &str) -> String {
 }
 
 /// The line that attaches a subsystem on a Linux host, ready for a shell.
-pub fn connect_command(transport: &str, address: SocketAddr, nqn: &str) -> String {
+pub fn connect_command(endpoint: Endpoint, nqn: &str) -> String {
+    let Endpoint { transport, address } = endpoint;
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._:@/+".contains(c);
     let nqn = if nqn.chars().all(plain) {
         nqn.to_owned()
@@ -213,10 +213,10 @@ mod tests {
     #[test]
     fn connect_lines_are_safe_for_a_shell() {
         let v4 = "10.0.0.1:4420".parse().unwrap();
-        let line = connect_command("rdma", v4, "nqn.2026-11.io.forebay:ram0");
+        let line = connect_command(v4, "nqn.2026-11.io.forebay:ram0");
         assert_eq!(line, "nvme connect -t rdma -a 10.0.0.1 -s 4420 -n nqn.2026-11.io.forebay:ram0");
-        let v6 = "[fd00::1]:4421".parse().unwrap();
-        let line = connect_command("rdma", v6, "nqn.2026-11.io:$(x)'");
-        assert_eq!(line, r"nvme connect -t rdma -a fd00::1 -s 4421 -n 'nqn.2026-11.io:$(x)'\'''");
+        let v6 = "tcp://[fd00::1]:4421".parse().unwrap();
+        let line = connect_command(v6, "nqn.2026-11.io:$(x)'");
+        assert_eq!(line, r"nvme connect -t tcp -a fd00::1 -s 4421 -n 'nqn.2026-11.io:$(x)'\'''");
     }
 }

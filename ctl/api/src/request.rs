@@ -1,10 +1,9 @@
 //! The methods of the control socket and their parameters.
 
-use std::net::SocketAddr;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::endpoint::Endpoint;
 use crate::error::{ErrorCode, RpcError};
 use crate::limits::{MAX_HOSTS, MAX_LISTENERS};
 use crate::names::{
@@ -188,7 +187,7 @@ pub struct ExportAdd {
     pub nsid: Option<u32>,
     /// Where to listen; by default where the daemon's configuration says.
     #[serde(default)]
-    pub listeners: Vec<SocketAddr>,
+    pub listeners: Vec<Endpoint>,
 }
 
 /// Parameters of `export.remove`.
@@ -329,10 +328,7 @@ impl ExportAdd {
         for (index, host) in self.hosts.iter().enumerate() {
             check_field(&format!("hosts[{index}]"), check_host_nqn(host))?;
         }
-        match self.listeners.iter().position(|address| address.port() == 0) {
-            Some(index) => Err(RpcError::invalid(format!("listeners[{index}]"), "port 0")),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::endpoint::{Endpoint, Transport};
+
 /// Result of `version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionInfo {
@@ -137,10 +139,16 @@ pub struct ExportInfo {
 /// An address that takes connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerInfo {
-    /// `rdma`.
-    pub transport: String,
+    /// `rdma` or `tcp`.
+    pub transport: Transport,
     /// Address and port.
     pub address: SocketAddr,
+}
+
+impl From<Endpoint> for ListenerInfo {
+    fn from(Endpoint { transport, address }: Endpoint) -> Self {
+        Self { transport, address }
+    }
 }
 
 /// Who may reach a subsystem.
@@ -165,8 +173,8 @@ pub struct ConnectionInfo {
     pub host_id: String,
     /// The controller's number.
     pub cntlid: u16,
-    /// `rdma`.
-    pub transport: String,
+    /// `rdma` or `tcp`.
+    pub transport: Transport,
     /// The host's end.
     pub host_address: SocketAddr,
     /// Our end.
@@ -293,7 +301,7 @@ pub struct QueuePairStats {
 /// What went over a core's end of the network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarrierStats {
-    /// `rdma`.
+    /// `rdma` or `tcp`.
     pub transport: String,
     /// The reactor.
     pub core: u32,
@@ -301,13 +309,14 @@ pub struct CarrierStats {
     pub capsules: u64,
     /// Responses sent.
     pub responses: u64,
-    /// RDMA READs.
+    /// Transfers of data from hosts: RDMA READs; with TCP, those that were asked for (R2T).
     pub reads: u64,
-    /// RDMA WRITEs.
+    /// Transfers of data to hosts: RDMA WRITEs; with TCP, C2HData PDUs.
     pub writes: u64,
-    /// Work requests posted, in chains.
+    /// Work requests posted, in chains; with TCP, the PDUs of the above and the responses.
     pub posts: u64,
-    /// System calls that posting took: one a chain on software devices.
+    /// System calls: those that posting took, one a chain on software devices; with TCP, to find
+    /// what arrived, to receive and to send.
     pub system_calls: u64,
 }
 

@@ -1,8 +1,8 @@
 //! What can be typed.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use api::Endpoint;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -157,9 +157,10 @@ pub(crate) struct ExportArguments {
     /// Number of the namespace [default: the lowest free one]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=0xFFFF_FFFE))]
     pub(crate) nsid: Option<u32>,
-    /// Where to listen; may be repeated [default: as the daemon was configured; port 4420]
-    #[arg(long = "listen", value_name = "ADDR[:PORT]", value_parser = parse_listener)]
-    pub(crate) listeners: Vec<SocketAddr>,
+    /// Where to listen, for RDMA unless it begins with tcp://, on port 4420 unless another is given;
+    /// may be repeated [default: as the daemon was configured]
+    #[arg(long = "listen", value_name = "[tcp://]ADDR[:PORT]")]
+    pub(crate) listeners: Vec<Endpoint>,
 }
 
 #[derive(Debug, Args)]
@@ -228,14 +229,6 @@ fn parse_block_bytes(text: &str) -> Result<u32, String> {
     api::check_block_bytes(bytes).map(|()| bytes)
 }
 
-fn parse_listener(text: &str) -> Result<SocketAddr, String> {
-    let address = text
-        .parse::<SocketAddr>()
-        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, api::DEFAULT_PORT)))
-        .map_err(|_| "not an address like 10.0.0.1, 10.0.0.1:4420 or [fd00::1]:4420".to_owned())?;
-    if address.port() == 0 { Err("port 0".to_owned()) } else { Ok(address) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,12 +264,5 @@ mod tests {
             let line = format!("forebay {line}");
             assert!(Arguments::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }
-    }
-
-    #[test]
-    fn listeners_have_a_port_by_default() {
-        assert_eq!(parse_listener("10.0.0.1"), Ok("10.0.0.1:4420".parse().unwrap()));
-        assert_eq!(parse_listener("fd00::1"), Ok("[fd00::1]:4420".parse().unwrap()));
-        assert_eq!(parse_listener("[fd00::1]:9"), Ok("[fd00::1]:9".parse().unwrap()));
     }
 }

@@ -75,16 +75,22 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// For `slots` commands at a time: each has at most two PDUs in it; besides, there are a
-    /// connection's first and last words. More make it grow.
-    pub fn new(slots: usize) -> Self {
+    /// Nothing to send.
+    pub fn new() -> Self {
         Self {
             digests: Digests::default(),
             alignment: 4,
-            pdus: VecDeque::with_capacity(2 * slots + 2),
+            pdus: VecDeque::new(),
             sent: 0,
-            left: VecDeque::with_capacity(slots),
+            left: VecDeque::new(),
         }
+    }
+
+    /// Makes room for `slots` commands at a time: each has at most two PDUs in it; besides, there
+    /// are a connection's first and last words.
+    pub fn grow(&mut self, slots: usize) {
+        self.pdus.reserve((2 * slots + 2).saturating_sub(self.pdus.len()));
+        self.left.reserve(slots.saturating_sub(self.left.len()));
     }
 
     /// From now on PDUs have these digests, and data this alignment.
@@ -182,6 +188,11 @@ impl Outbox {
         self.left.pop_front()
     }
 
+    /// Something has left whose tag is not told yet.
+    pub fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
     /// Everything has left.
     pub fn is_empty(&self) -> bool {
         self.pdus.is_empty()
@@ -191,6 +202,12 @@ impl Outbox {
     /// next PDU begins.
     pub fn truncate(&mut self) {
         self.pdus.truncate(usize::from(self.sent > 0));
+    }
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

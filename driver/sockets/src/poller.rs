@@ -1,7 +1,7 @@
 //! Which sockets have something to do.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -81,6 +81,13 @@ impl Poller {
                 ending,
             }
         }))
+    }
+}
+
+/// Readable when there is something to tell.
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
     }
 }
 

@@ -90,7 +90,7 @@ impl Attached {
         self.run("Write Zeroes", self.io(op, slba, block_count, Spans::NONE))
     }
 
-    /// Frees the space of the `ranges` ranges whose definitions are in `definitions`, 16 bytes each.
+    /// Frees the space of as many ranges as `ranges` says; `definitions` has 16 bytes for each.
     ///
     /// # Errors
     /// As for a read.

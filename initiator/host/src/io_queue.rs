@@ -1,9 +1,9 @@
 //! An I/O queue: commands in, completions out, on one core.
 //!
 //! ```text
-//!           ┌────────── connecting: socket, ICReq, Connect <──────────┐
-//!           v                                                         │ (the association is up again)
-//!   Ready ──────(connection lost, command timed out)──────> Down ─────┘
+//!     ┌──────── Connecting: socket, ICReq, Connect <──────┐
+//!     v                                                   │ (the association is up again)
+//!   Ready ────(connection lost, command timed out)────> Down
 //! ```
 //!
 //! What was on its way when the connection was lost (NVMe Base 2.1, section 9.6):

@@ -6,14 +6,18 @@ use std::time::Instant;
 
 use bdev::{Channel, Completions};
 use dma::Pool;
-use nvmf::engine::{Carrier, Closed, Engine, EngineConfig, Namespace, QueueId, RequestId, Step};
-use nvmf_rdma::{CarrierConfig, CarrierStats, Event, RdmaCarrier};
+use nvmf::engine::{
+    Carrier, Closed, Engine, EngineConfig, Namespace, QueueId, QueueParams, QueueRole, RequestId,
+    Step,
+};
+use nvmf_rdma::RdmaCarrier;
+use nvmf_tcp::{ConnectionConfig, TcpCarrier};
 use reactor::Worker;
 use verbs::Cq;
 
 use crate::limits::{COMPLETIONS_PER_POLL, CORE_OUTBOX, IDLE_CHANNEL_TURNS, MAX_RDMA_DEVICES};
 use crate::message::{
-    ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, OpenQueue, PoolUse,
+    ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, End, OpenQueue, PoolUse, Way,
 };
 
 /// The data path of one core. Everything it needs is its own.
@@ -21,8 +25,7 @@ pub(crate) struct Core {
     core: usize,
     requests: u32,
     engine: Engine,
-    /// By RDMA device.
-    carriers: Vec<Option<RdmaCarrier>>,
+    carriers: Carriers,
     /// What connections take memory from.
     memory: Pool,
     /// By queue index.
@@ -37,11 +40,26 @@ pub(crate) struct Core {
     turn: u32,
 }
 
+/// What commands come and go by.
+struct Carriers {
+    /// By RDMA device.
+    rdma: Vec<Option<RdmaCarrier>>,
+    tcp: TcpCarrier,
+}
+
 #[derive(Clone, Copy)]
 struct OpenedQueue {
     key: u64,
-    device: usize,
+    via: Via,
     queue: QueueId,
+}
+
+/// The carrier of a queue.
+#[derive(Clone, Copy)]
+enum Via {
+    /// That of an RDMA device.
+    Rdma(usize),
+    Tcp,
 }
 
 struct OpenChannel {
@@ -60,20 +78,27 @@ impl Core {
         data: Pool,
         memory: Pool,
         control: Arc<ControlRing>,
-    ) -> Self {
-        Self {
+    ) -> std::io::Result<Self> {
+        let connections = nvmf::limits::MAX_QUEUES_PER_CORE;
+        let tcp = TcpCarrier::new(nvmf_tcp::CarrierConfig {
+            requests: config.requests,
+            connections,
+            connection: ConnectionConfig { header_digest: true, data_digest: true },
+        })?;
+        let rdma = (0..MAX_RDMA_DEVICES).map(|_| None).collect();
+        Ok(Self {
             core,
             requests: config.requests,
             engine: Engine::new(config, data),
-            carriers: (0..MAX_RDMA_DEVICES).map(|_| None).collect(),
+            carriers: Carriers { rdma, tcp },
             memory,
-            queues: vec![None; nvmf::limits::MAX_QUEUES_PER_CORE],
+            queues: vec![None; connections],
             channels: Vec::new(),
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
             control,
             outbox: VecDeque::new(),
             turn: 0,
-        }
+        })
     }
 
     /// Follows a request as far as it goes now.
@@ -104,20 +129,24 @@ impl Core {
     #[inline]
     fn finish(&mut self, step: Step) {
         match step {
-            Step::Fetch(id) => {
-                if let Some(carrier) =
-                    carrier_of(&mut self.carriers, &self.queues, &self.engine, id)
-                {
-                    carrier.fetch(&self.engine, id);
+            Step::Fetch(id) => match self.via(id) {
+                Some(Via::Tcp) => self.carriers.tcp.fetch(&self.engine, id),
+                Some(Via::Rdma(device)) => {
+                    if let Some(carrier) = &mut self.carriers.rdma[device] {
+                        carrier.fetch(&self.engine, id);
+                    }
                 }
-            }
-            Step::Respond(id) => {
-                if let Some(carrier) =
-                    carrier_of(&mut self.carriers, &self.queues, &self.engine, id)
-                {
-                    carrier.respond(&self.engine, id);
+                None => {}
+            },
+            Step::Respond(id) => match self.via(id) {
+                Some(Via::Tcp) => self.carriers.tcp.respond(&self.engine, id),
+                Some(Via::Rdma(device)) => {
+                    if let Some(carrier) = &mut self.carriers.rdma[device] {
+                        carrier.respond(&self.engine, id);
+                    }
                 }
-            }
+                None => {}
+            },
             Step::Control(id) => {
                 if let Some(opened) = self.queues[self.engine.queue_of(id).index()] {
                     let request = self.engine.request(id);
@@ -130,11 +159,12 @@ impl Core {
         }
     }
 
-    fn poll_carrier(&mut self, device: usize) -> usize {
-        let Some(carrier) = &mut self.carriers[device] else { return 0 };
+    fn poll_rdma(&mut self, device: usize) -> usize {
+        use nvmf_rdma::Event;
+        let Some(carrier) = &mut self.carriers.rdma[device] else { return 0 };
         carrier.begin_turn();
         let mut work = 0;
-        while let Some(carrier) = &mut self.carriers[device]
+        while let Some(carrier) = &mut self.carriers.rdma[device]
             && let Some(event) = carrier.next_event()
         {
             work += 1;
@@ -154,6 +184,27 @@ impl Core {
                 }
                 Event::Broken(queue) => self.close_queue(queue),
             }
+        }
+        work
+    }
+
+    fn poll_tcp(&mut self) -> usize {
+        use nvmf_tcp::Event;
+        self.carriers.tcp.begin_turn();
+        let mut work = 0;
+        while let Some(event) = self.carriers.tcp.next_event() {
+            work += 1;
+            let step = match event {
+                Event::Capsule { id, sqe, data } => self.engine.handle_capsule(id, sqe, data),
+                Event::CorruptCapsule { id, sqe } => self.engine.handle_corrupt_capsule(id, sqe),
+                Event::Fetched { id, intact } => self.engine.handle_fetched(id, intact),
+                Event::Sent(id) => self.engine.handle_sent(id),
+                Event::Broken(queue) => {
+                    self.close_queue(queue);
+                    Step::None
+                }
+            };
+            self.run(step);
         }
         work
     }
@@ -199,34 +250,85 @@ impl Core {
     }
 
     fn open_queue(&mut self, open: OpenQueue) {
-        let OpenQueue { key, device, qp, slots, params } = open;
-        let Some(carrier) = self.carriers.get_mut(device).and_then(Option::as_mut) else {
-            return self.tell(ControlMessage::QueueRefused { key, qp: Some(qp) });
+        let OpenQueue { key, slots, way } = open;
+        let kind = match way {
+            Way::Rdma { .. } => Carrier::Keyed,
+            Way::Tcp(_) => Carrier::Stream,
         };
-        let Some((queue, ids)) = self.engine.open_queue(Carrier::Keyed, slots) else {
-            return self.tell(ControlMessage::QueueRefused { key, qp: Some(qp) });
+        let Some((queue, ids)) = self.engine.open_queue(kind, slots) else {
+            let end = Some(match way {
+                Way::Rdma { qp, .. } => End::Rdma(qp),
+                Way::Tcp(socket) => End::Tcp(socket),
+            });
+            return self.tell(ControlMessage::QueueRefused { key, end });
         };
-        match carrier.open(queue, key, qp, params, &ids, &mut self.memory) {
+        let memory = &mut self.memory;
+        let (via, opened) = match way {
+            Way::Rdma { device, qp, params } => {
+                let opened = match self.carriers.rdma.get_mut(device).and_then(Option::as_mut) {
+                    Some(carrier) => carrier.open(queue, key, qp, params, &ids, memory),
+                    None => Err(qp),
+                };
+                (Via::Rdma(device), opened.map_err(End::Rdma))
+            }
+            Way::Tcp(socket) => {
+                let opened = self.carriers.tcp.open(queue, key, socket, &ids, memory);
+                (Via::Tcp, opened.map_err(End::Tcp))
+            }
+        };
+        match opened {
             Ok(()) => {
-                self.queues[queue.index()] = Some(OpenedQueue { key, device, queue });
+                self.queues[queue.index()] = Some(OpenedQueue { key, via, queue });
                 self.tell(ControlMessage::QueueOpened { key, queue });
             }
-            Err(qp) => {
+            Err(end) => {
                 self.engine.close_queue(queue);
                 let _ = self.engine.release_carried(queue);
-                self.tell(ControlMessage::QueueRefused { key, qp: Some(qp) });
+                self.tell(ControlMessage::QueueRefused { key, end: Some(end) });
             }
         }
     }
 
+    /// Connect was accepted. A connection that learns only now how many commands its queue holds
+    /// gets the memory for them, or ends: the host sees that and tries again.
+    fn bind_queue(&mut self, queue: QueueId, params: QueueParams) {
+        if let Some(OpenedQueue { key, via: Via::Tcp, .. }) = self.opened(queue)
+            && !self.grow_tcp(queue, &params)
+        {
+            tracing::warn!(key, entries = params.sq_entries, "no memory left for a connection");
+            return self.close_queue(queue);
+        }
+        self.engine.bind_queue(queue, params);
+    }
+
+    fn grow_tcp(&mut self, queue: QueueId, params: &QueueParams) -> bool {
+        use nvmf_tcp::limits::{CONNECT_CAPSULE_BYTES, IN_CAPSULE_BYTES, slots};
+        let capsule_bytes = match params.role {
+            QueueRole::Io => IN_CAPSULE_BYTES,
+            QueueRole::Admin | QueueRole::Unbound => CONNECT_CAPSULE_BYTES,
+        };
+        let ids = self.engine.grow_queue(queue, slots(params.sq_entries));
+        let (tcp, memory) = (&mut self.carriers.tcp, &mut self.memory);
+        ids.is_some_and(|ids| tcp.grow(queue, &ids, capsule_bytes, params.flow_control, memory))
+    }
+
     /// Ends a queue as far as this core goes; told again about the same queue, it does nothing.
     fn close_queue(&mut self, queue: QueueId) {
-        let Some(opened) = self.opened(queue) else { return };
-        let Some(carrier) = &mut self.carriers[opened.device] else { return };
-        if let Some(detached) = carrier.detach(queue) {
+        let Some(OpenedQueue { key, via, .. }) = self.opened(queue) else { return };
+        let end = match via {
+            Via::Rdma(device) => {
+                let carrier = self.carriers.rdma[device].as_mut();
+                let detached = carrier.and_then(|carrier| carrier.detach(queue));
+                detached.map(|detached| End::Rdma(detached.qp))
+            }
+            Via::Tcp => {
+                let detached = self.carriers.tcp.detach(queue);
+                detached.map(|detached| End::Tcp(detached.socket))
+            }
+        };
+        if let Some(end) = end {
             self.engine.close_queue(queue);
-            let qp = Some(detached.qp);
-            self.tell(ControlMessage::QueueClosed { key: opened.key, queue, qp });
+            self.tell(ControlMessage::QueueClosed { key, queue, end });
         }
     }
 
@@ -241,8 +343,13 @@ impl Core {
     fn handle_drained(&mut self, queue: QueueId) {
         let place = &mut self.queues[queue.index()];
         let Some(opened) = place.take_if(|opened| opened.queue == queue) else { return };
-        if let Some(carrier) = &mut self.carriers[opened.device] {
-            carrier.release(queue, &mut self.memory);
+        match opened.via {
+            Via::Rdma(device) => {
+                if let Some(carrier) = &mut self.carriers.rdma[device] {
+                    carrier.release(queue, &mut self.memory);
+                }
+            }
+            Via::Tcp => self.carriers.tcp.release(queue, &mut self.memory),
         }
         self.tell(ControlMessage::QueueDrained { key: opened.key });
     }
@@ -296,25 +403,33 @@ impl Core {
     }
 
     fn add_device(&mut self, device: usize, cq: Cq) {
-        let config = CarrierConfig { requests: self.requests, connections: self.queues.len() };
-        self.carriers[device] = Some(RdmaCarrier::new(config, cq));
+        let config =
+            nvmf_rdma::CarrierConfig { requests: self.requests, connections: self.queues.len() };
+        self.carriers.rdma[device] = Some(RdmaCarrier::new(config, cq));
     }
 
     fn collect_stats(&self) -> CoreStats {
-        let mut carrier = CarrierStats::default();
-        self.carriers.iter().flatten().for_each(|one| carrier += one.stats());
+        let mut rdma = nvmf_rdma::CarrierStats::default();
+        self.carriers.rdma.iter().flatten().for_each(|one| rdma += one.stats());
         let channels = self.channels.iter().flatten().map(|open| open.stats);
         let queues = self.queues.iter().flatten();
         let queues = queues.filter_map(|o| Some((o.key, self.engine.queue_load(o.queue)?)));
         CoreStats {
             engine: self.engine.stats(),
-            carrier,
+            rdma,
+            tcp: self.carriers.tcp.stats(),
             copied_bytes: dma::copied_bytes(),
             data: pool_use(self.engine.pool()),
             connections: pool_use(&self.memory),
             channels: channels.collect(),
             queues: queues.collect(),
         }
+    }
+
+    /// The carrier of the queue that a request belongs to.
+    #[inline]
+    fn via(&self, id: RequestId) -> Option<Via> {
+        self.queues[self.engine.queue_of(id).index()].map(|opened| opened.via)
     }
 
     fn opened(&self, queue: QueueId) -> Option<OpenedQueue> {
@@ -347,28 +462,15 @@ fn pool_use(pool: &Pool) -> PoolUse {
     PoolUse { size: pool.bytes() as u64, free: pool.free_bytes() as u64 }
 }
 
-/// The carrier of the queue that a request belongs to. A function of the parts, so that the engine
-/// can be lent to the carrier at the same time.
-#[inline]
-fn carrier_of<'a>(
-    carriers: &'a mut [Option<RdmaCarrier>],
-    queues: &[Option<OpenedQueue>],
-    engine: &Engine,
-    id: RequestId,
-) -> Option<&'a mut RdmaCarrier> {
-    let device = queues[engine.queue_of(id).index()]?.device;
-    carriers[device].as_mut()
-}
-
 impl Worker for Core {
     type Message = CoreMessage;
 
     fn handle_message(&mut self, message: CoreMessage) {
         match message {
             CoreMessage::AddDevice { device, cq } => self.add_device(device, cq),
-            CoreMessage::RemoveDevice { device } => self.carriers[device] = None,
+            CoreMessage::RemoveDevice { device } => self.carriers.rdma[device] = None,
             CoreMessage::OpenQueue(open) => self.open_queue(*open),
-            CoreMessage::BindQueue { queue, params } => self.engine.bind_queue(queue, params),
+            CoreMessage::BindQueue { queue, params } => self.bind_queue(queue, params),
             CoreMessage::Answer { request, result, status, data_bytes } => {
                 let step = self.engine.handle_answer(request, result, status, data_bytes);
                 self.run(step);
@@ -394,16 +496,18 @@ impl Worker for Core {
         }
     }
 
-    /// One turn: what arrived, then the block devices, then who waited for either, and at last one
-    /// chain of work requests per connection.
+    /// One turn: what arrived, then the block devices, then who waited for either, and at last what
+    /// is to be sent: for each connection one chain of work requests, or one call.
     fn poll(&mut self, now: Instant) -> usize {
         let mut work = 0;
-        for device in 0..self.carriers.len() {
-            work += self.poll_carrier(device);
+        for device in 0..self.carriers.rdma.len() {
+            work += self.poll_rdma(device);
         }
+        work += self.poll_tcp();
         work += self.poll_channels(now);
         work += self.poll_waiting();
-        self.carriers.iter_mut().flatten().for_each(RdmaCarrier::flush);
+        self.carriers.rdma.iter_mut().flatten().for_each(RdmaCarrier::flush);
+        self.carriers.tcp.flush();
         if !self.outbox.is_empty() {
             self.flush_outbox();
         }
@@ -444,7 +548,7 @@ mod tests {
         let pool = || Pool::new(arena, 1 << 20, 1 << 20).unwrap();
         let ring = ControlRing::new(8, EventFd::new().unwrap());
         let config = EngineConfig { requests: 8, max_transfer_bytes: 4096 };
-        let mut core = Core::new(0, config, pool(), pool(), Arc::clone(&ring));
+        let mut core = Core::new(0, config, pool(), pool(), Arc::clone(&ring)).unwrap();
         let geometry = Geometry {
             block_bytes: 512,
             block_count: 8,

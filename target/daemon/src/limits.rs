@@ -20,6 +20,16 @@ pub(crate) const CORE_RING: usize = 4096;
 /// Connections of all hosts to all cores.
 pub(crate) const MAX_CONNECTIONS: usize = 4096;
 
+/// TCP connections that wait for their Connect. A host opens all of a controller's before it sends
+/// the first.
+pub(crate) const MAX_UNBOUND_TCP: usize = 512;
+
+/// TCP connections taken from one listener before others have their turn.
+pub(crate) const ACCEPTS_PER_TURN: usize = 64;
+
+/// TCP connections that are over and wait for their hosts to see it.
+pub(crate) const MAX_LEAVING: usize = 256;
+
 /// Namespaces of all exports. One change of each is under way at most.
 pub(crate) const MAX_EXPORTS: usize = 4096;
 
@@ -64,5 +74,6 @@ pub(crate) const CQ_ENTRIES: u32 = 32 * 1024;
 /// Smallest data pool of a core: every command can be served, if only one after the other.
 pub(crate) const MIN_DATA_BYTES: usize = 4 * MAX_TRANSFER_BYTES as usize;
 
+const _: () = assert!(MAX_UNBOUND_TCP < MAX_CONNECTIONS);
 const _: () = assert!(MAX_TRANSFER_BYTES as usize <= dma::limits::MAX_BLOCK_BYTES);
 const _: () = assert!(MIN_DATA_BYTES >= MAX_TRANSFER_BYTES as usize);

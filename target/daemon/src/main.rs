@@ -33,7 +33,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::control::{Control, Parts, Rdma};
+use crate::control::{Control, Parts, Rdma, Tcp};
 use crate::core::Core;
 use crate::limits::{
     CORE_RING, MAX_CONNECTIONS, MAX_TRANSFER_BYTES, MIN_DATA_BYTES, REQUESTS_PER_CORE,
@@ -74,7 +74,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     runtime.block_on(async {
         let rdma = match Rdma::new(arena, cores.len()) {
             Ok(rdma) => Some(rdma),
-            Err(error) if options.listen.is_empty() => {
+            Err(error) if options.listen.iter().all(|it| it.transport == api::Transport::Tcp) => {
                 tracing::warn!(%error, "nothing can be exported over RDMA");
                 None
             }
@@ -89,7 +89,8 @@ fn run(options: &Options) -> anyhow::Result<()> {
             cntlid_seed: uuid::Uuid::new_v4().as_u128() as u16,
             ..TargetConfig::default()
         });
-        let parts = Parts { target, cores, ring, rdma, state, state_file, arena, log };
+        let tcp = Tcp::new().context("setting up TCP")?;
+        let parts = Parts { target, cores, ring, rdma, tcp, state, state_file, arena, log };
         let mut control = Control::new(parts);
         let calls = match restore(&mut control, options).await {
             Ok(()) => control::listen(&options.socket),
@@ -177,7 +178,8 @@ fn start_cores(
         let memory = Pool::new(arena, shares.memory, block)?;
         let ring = Arc::clone(ring);
         let name = format!("reactor-{core}");
-        let make = move || Core::new(core, config, data, memory, ring);
+        let worker = Core::new(core, config, data, memory, ring)?;
+        let make = move || worker;
         Reactor::spawn(&name, cpu, CORE_RING, options.idle_policy(), make)
             .with_context(|| format!("core {core}"))
     };

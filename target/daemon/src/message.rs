@@ -10,7 +10,8 @@ use nix::sys::eventfd::EventFd;
 use nvme_spec::command::Sqe;
 use nvme_spec::status::Status;
 use nvmf::engine::{EngineStats, Namespace, QueueId, QueueLoad, QueueParams, RequestId};
-use nvmf_rdma::{CarrierStats, OpenParams};
+use nvmf_rdma::OpenParams;
+use sockets::Socket;
 use verbs::{Cq, RdmaQp};
 
 /// From the control thread to a core.
@@ -29,7 +30,7 @@ pub(crate) enum CoreMessage {
     Abort { queue: QueueId, cid: u16, token: u64 },
     /// End a queue. Answered by `QueueClosed`.
     CloseQueue { queue: QueueId },
-    /// The queue pair given up with `QueueClosed` is destroyed.
+    /// What was given up with `QueueClosed` is destroyed.
     QueueDestroyed { queue: QueueId },
     /// Serve a namespace. Answered by `NamespaceSet`.
     AttachNamespace { subsystem: u32, nsid: u32, namespace: Namespace, channel: Box<dyn Channel> },
@@ -42,22 +43,34 @@ pub(crate) enum CoreMessage {
 /// A connection for a core.
 pub(crate) struct OpenQueue {
     pub(crate) key: u64,
-    pub(crate) device: usize,
-    pub(crate) qp: RdmaQp,
     pub(crate) slots: u32,
-    pub(crate) params: OpenParams,
+    pub(crate) way: Way,
+}
+
+/// How its bytes come and go.
+#[allow(clippy::large_enum_variant)] // a queue pair goes by value, as a socket does
+pub(crate) enum Way {
+    Rdma { device: usize, qp: RdmaQp, params: OpenParams },
+    Tcp(Socket),
+}
+
+/// Our end of a connection that a core gives back, to be destroyed.
+#[allow(clippy::large_enum_variant)] // as above
+pub(crate) enum End {
+    Rdma(RdmaQp),
+    Tcp(Socket),
 }
 
 /// From a core to the control thread.
 pub(crate) enum ControlMessage {
-    /// Receives are posted: the connection may be accepted.
+    /// The core is ready for the host's first command.
     QueueOpened { key: u64, queue: QueueId },
     /// No memory or no requests are left for the connection.
-    QueueRefused { key: u64, qp: Option<RdmaQp> },
+    QueueRefused { key: u64, end: Option<End> },
     /// A command that is not an I/O, with its data or with room for it.
     Command { key: u64, request: RequestId, sqe: Sqe, data: Option<DmaSpan> },
-    /// The queue is closed: destroy its queue pair, then say `QueueDestroyed`.
-    QueueClosed { key: u64, queue: QueueId, qp: Option<RdmaQp> },
+    /// The queue is closed: destroy its end, then say `QueueDestroyed`.
+    QueueClosed { key: u64, queue: QueueId, end: End },
     /// Nothing of the queue is left, in memory or in block devices.
     QueueDrained { key: u64 },
     /// A namespace is attached or detached on this core.
@@ -72,7 +85,8 @@ pub(crate) enum ControlMessage {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CoreStats {
     pub(crate) engine: EngineStats,
-    pub(crate) carrier: CarrierStats,
+    pub(crate) rdma: nvmf_rdma::CarrierStats,
+    pub(crate) tcp: nvmf_tcp::CarrierStats,
     /// Data that the core's CPU moved, rather than a device.
     pub(crate) copied_bytes: u64,
     pub(crate) data: PoolUse,

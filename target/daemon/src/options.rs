@@ -1,17 +1,18 @@
 //! The command line of `forebay-target`.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use api::Endpoint;
 use clap::Parser;
 use dma::Arena;
 use reactor::IdlePolicy;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
-/// A block storage target in user space: exports SSDs and other block devices over NVMe/RDMA.
+/// A block storage target in user space: exports SSDs and other block devices over NVMe/RDMA
+/// and NVMe/TCP.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Options {
@@ -23,9 +24,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) cpus: Vec<usize>,
 
-    /// Address that hosts connect to, with port 4420 unless another is given; may be repeated
-    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse_address)]
-    pub(crate) listen: Vec<SocketAddr>,
+    /// Address that hosts connect to, over RDMA unless it begins with tcp://, on port 4420 unless
+    /// another is given; may be repeated
+    #[arg(long, value_name = "[tcp://]ADDR[:PORT]")]
+    pub(crate) listen: Vec<Endpoint>,
 
     /// DMA memory in MiB, from hugepages
     #[arg(long, value_name = "MIB", default_value_t = 128)]
@@ -114,37 +116,9 @@ pub(crate) fn log_filter(text: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::try_new(format!("vfio_ioctls=off,{text}"))
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return if address.port() == 0 { Err("port 0".into()) } else { Ok(address) };
-    }
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    match bare.parse::<IpAddr>() {
-        Ok(ip) => Ok(SocketAddr::new(ip, nvme_spec::rdma::PORT)),
-        Err(_) => {
-            Err("wanted an IP address, with a port or without: 10.0.0.1, [fd00::1]:4421".into())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_with_and_without_port() {
-        for (text, address) in [
-            ("10.0.0.1", "10.0.0.1:4420"),
-            ("10.0.0.1:4421", "10.0.0.1:4421"),
-            ("fd00::1", "[fd00::1]:4420"),
-            ("[fd00::1]", "[fd00::1]:4420"),
-            ("[fd00::1]:4421", "[fd00::1]:4421"),
-        ] {
-            assert_eq!(parse_address(text).unwrap().to_string(), address);
-        }
-        assert!(parse_address("eth0").unwrap_err().contains("IP address"));
-        assert_eq!(parse_address("10.0.0.1:0").unwrap_err(), "port 0");
-    }
 
     #[test]
     fn a_nap_of_no_time_is_refused() {

@@ -15,6 +15,7 @@ use crate::limits::{
     DISCOVERY_IDLE_TIMEOUT, IDLE_TIMEOUT, KEEP_ALIVE_GRANULARITY_MS, MAX_ERROR_ENTRIES,
 };
 use crate::output::{CommandKey, QueueKey, SubsystemId};
+use crate::verbs::Transport;
 
 /// Where a controller is between CC.EN and CSTS.RDY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub(crate) struct Controller {
     pub(crate) host_nqn: String,
     pub(crate) host_id: [u8; 16],
     pub(crate) admin: QueueKey,
+    pub(crate) transport: Transport,
     pub(crate) local: SocketAddr,
     pub(crate) peer: SocketAddr,
     pub(crate) io_queues: BTreeMap<u16, QueueKey>,

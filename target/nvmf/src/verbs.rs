@@ -105,6 +105,8 @@ pub struct ControllerInfo {
     pub peer: SocketAddr,
     /// Address it reached.
     pub local: SocketAddr,
+    /// How the host came in.
+    pub transport: Transport,
     /// Keep-alive time-out in milliseconds; 0: none.
     pub kato_ms: u32,
     /// State.
@@ -353,6 +355,7 @@ impl Target {
             host_id: controller.host_id,
             peer: controller.peer,
             local: controller.local,
+            transport: controller.transport,
             kato_ms: controller.kato_ms,
             state: controller.state,
             ending: controller.ending,

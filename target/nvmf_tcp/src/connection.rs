@@ -25,7 +25,7 @@ use crate::limits::MAX_H2C_DATA_BYTES;
 
 /// What happened on a connection.
 #[derive(Clone, Copy, Debug)]
-pub enum Event {
+pub enum ConnectionEvent {
     /// A command capsule. It keeps its slot until its response has left.
     Capsule {
         /// Its slot.
@@ -74,14 +74,16 @@ pub struct Connection {
     config: ConnectionConfig,
     phase: Phase,
     digests: Digests,
-    slots: Box<[Slot]>,
+    slots: Vec<Slot>,
+    /// Data that a capsule may carry, bytes.
+    most_capsule_data: u32,
     free: Vec<u16>,
     receiving: Receiving,
     /// Bytes before the data of the PDU that is being received.
     header: [u8; MAX_HEADER_BYTES],
     outbox: Outbox,
     /// What was received and not reported yet; nothing more is taken before it is.
-    event: Option<Event>,
+    event: Option<ConnectionEvent>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,28 +147,48 @@ impl Connection {
     /// A connection that was just accepted. `pages` has the memory of one slot for each command
     /// that the queue holds: as much as a capsule may carry.
     pub fn new(config: ConnectionConfig, pages: &[DmaSpan]) -> Self {
-        let count = u16::try_from(pages.len()).expect("a queue has at most 65536 entries");
-        let slot = |&page| Slot { page, cid: 0, state: SlotState::Free, broken: false };
-        Self {
+        let mut connection = Self {
             config,
             phase: Phase::Initializing,
             digests: Digests::default(),
-            slots: pages.iter().map(slot).collect(),
-            free: (0..count).rev().collect(),
+            slots: Vec::new(),
+            most_capsule_data: 0,
+            free: Vec::new(),
             receiving: NEXT_HEADER,
             header: [0; MAX_HEADER_BYTES],
-            outbox: Outbox::new(pages.len()),
+            outbox: Outbox::new(),
             event: None,
-        }
+        };
+        connection.grow(pages);
+        connection
+    }
+
+    /// More slots: a connection learns by its Connect command what its queue is and how many
+    /// commands it holds. From now on a capsule may carry as much as every slot has room for.
+    pub fn grow(&mut self, pages: &[DmaSpan]) {
+        let first = self.slots.len();
+        let count = u16::try_from(first + pages.len()).expect("a queue has at most 65535 entries");
+        let slot = |&page| Slot { page, cid: 0, state: SlotState::Free, broken: false };
+        self.slots.extend(pages.iter().map(slot));
+        self.free.reserve(pages.len());
+        self.free.extend((first as u16..count).rev());
+        self.outbox.grow(self.slots.len());
+        let shortest = self.slots.iter().map(|slot| slot.page.len()).min();
+        self.most_capsule_data = shortest.unwrap_or_default();
+    }
+
+    /// Whether something has happened that was not asked for yet.
+    pub fn has_event(&self) -> bool {
+        self.event.is_some() || self.outbox.has_left()
     }
 
     /// What happened; asked until there is nothing more, after each other call that takes input.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<ConnectionEvent> {
         if let Some(slot) = self.outbox.pop_left() {
             let it = self.slots.get_mut(usize::from(slot))?;
             it.state = SlotState::Free;
             self.free.push(slot);
-            return Some(Event::Responded { slot });
+            return Some(ConnectionEvent::Responded { slot });
         }
         self.event.take()
     }
@@ -340,7 +362,8 @@ impl Connection {
         }
         let most = match layout.pdu_type {
             pdu_type::H2C_TERM_REQ => MAX_QUOTED_BYTES as u32,
-            pdu_type::CAPSULE_CMD => self.slots.first().map_or(0, |slot| slot.page.len()),
+            // As much as its slot has room for, which is known when it gets one.
+            pdu_type::CAPSULE_CMD => u32::MAX,
             _ => MAX_H2C_DATA_BYTES,
         };
         match layout.data <= most {
@@ -401,6 +424,9 @@ impl Connection {
     fn handle_capsule(&mut self, layout: Layout) -> Result<(), Fault> {
         let (capsule, _) = CapsuleCmd::ref_from_prefix(&self.header)
             .map_err(|_| Fault::of(fes::INVALID_HEADER_FIELD))?;
+        if layout.data > self.most_capsule_data {
+            return Err(Fault::field(offset_of!(CommonHeader, plen)));
+        }
         let Some(slot) = self.free.pop() else {
             self.receiving = Receiving::AwaitSlot { layout };
             return Ok(());
@@ -476,13 +502,14 @@ impl Connection {
                 let Ok((capsule, _)) = CapsuleCmd::ref_from_prefix(&self.header) else { return };
                 let page = self.slots[usize::from(slot)].page;
                 let data = (layout.data > 0).then(|| page.subspan(0, layout.data));
-                self.event = Some(Event::Capsule { slot, sqe: capsule.sqe, data, intact });
+                self.event =
+                    Some(ConnectionEvent::Capsule { slot, sqe: capsule.sqe, data, intact });
             }
             Owner::Transfer(slot) => self.complete_transfer(slot, layout.data, intact),
             Owner::Nobody => {
                 self.phase = Phase::Ended;
                 let fes = TermReq::ref_from_prefix(&self.header).map_or(0, |(it, _)| it.fes.get());
-                self.event = Some(Event::Refused { fes });
+                self.event = Some(ConnectionEvent::Refused { fes });
             }
         }
     }
@@ -500,7 +527,7 @@ impl Connection {
         }
         it.state = SlotState::Busy;
         let intact = !std::mem::take(&mut it.broken);
-        self.event = Some(Event::Fetched { slot, intact });
+        self.event = Some(ConnectionEvent::Fetched { slot, intact });
     }
 
     /// A fatal error: the host is told, and what waits and has not begun to leave is dropped.
@@ -517,6 +544,6 @@ impl Connection {
             _ => COMMON_BYTES,
         };
         self.outbox.push_plain(&term, &self.header[..have.min(MAX_QUOTED_BYTES)]);
-        self.event = Some(Event::Broken(fault));
+        self.event = Some(ConnectionEvent::Broken(fault));
     }
 }

@@ -25,18 +25,22 @@ impl Control {
     /// A core has taken a connection: the control half hears of it, and the host may come in.
     pub(super) fn handle_opened(&mut self, key: u64, queue: QueueId) {
         self.queues.insert(key, CoreQueue { id: queue, closing: false });
-        let connection = self.rdma.as_ref().and_then(|rdma| rdma.connection(key));
-        let Some(connection) = connection else { return };
+        let Some(connection) = self.connections.get(key) else { return };
+        let (transport, doomed) = (connection.transport, connection.doomed);
         let info = QueueInfo {
-            transport: Transport::Rdma,
+            transport,
             local: connection.local,
             peer: connection.peer,
-            qid: Some(connection.qid),
+            qid: connection.qid,
             entries: connection.entries,
         };
         self.target.handle_queue_opened(Instant::now(), QueueKey(key), info);
-        let accepted = self.rdma.as_mut().is_some_and(|rdma| rdma.accept(key));
-        if !accepted {
+        let stays = match transport {
+            _ if doomed => false,
+            Transport::Rdma => self.rdma.as_mut().is_some_and(|rdma| rdma.accept(key)),
+            Transport::Tcp => true,
+        };
+        if !stays {
             self.close_queue(key);
         }
     }
@@ -69,6 +73,9 @@ impl Control {
                     };
                     let subsystem = subsystem.0;
                     let params = QueueParams { role, subsystem, sq_entries, flow_control };
+                    if let Some(connection) = self.connections.get_mut(queue.0) {
+                        (connection.bound, connection.entries) = (true, sq_entries);
+                    }
                     if let Some(&CoreQueue { id, .. }) = self.queues.get(&queue.0) {
                         self.tell_core_of(queue.0, CoreMessage::BindQueue { queue: id, params });
                     }

@@ -17,7 +17,7 @@ impl Control {
         let closed = |control: &mut Self| {
             // Again each time: a connection may have been on its way to its core.
             control.target.close_queues();
-            control.rdma.as_ref().is_none_or(|rdma| rdma.connection_count() == 0)
+            control.connections.is_empty()
         };
         if !self.wait_until(limit, closed).await {
             tracing::warn!("connections are left");

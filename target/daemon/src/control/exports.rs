@@ -498,8 +498,7 @@ impl Control {
     }
 
     fn export_info(&self, export: &Export, saved: &SavedNamespace) -> ExportInfo {
-        let listener = |&address| ListenerInfo { transport: "rdma".to_owned(), address };
-        let connect = |address| api::connect_command("rdma", address, &export.nqn);
+        let connect = |endpoint| api::connect_command(endpoint, &export.nqn);
         let (state, reason) = self.export_state(&export.nqn, saved.nsid);
         ExportInfo {
             bdev: saved.bdev.clone(),
@@ -512,8 +511,8 @@ impl Control {
             serial: export.serial.clone(),
             any_host: export.any_host,
             hosts: export.hosts.iter().cloned().collect(),
-            listeners: self.listeners.iter().map(listener).collect(),
-            connect_commands: self.reachable_addresses().into_iter().map(connect).collect(),
+            listeners: self.listeners.iter().copied().map(ListenerInfo::from).collect(),
+            connect_commands: self.reachable_endpoints().into_iter().map(connect).collect(),
         }
     }
 

@@ -1,12 +1,13 @@
 //! The control thread: everything that is not an I/O, in one loop that sleeps when nothing happens.
 //!
-//! It owns the control half of NVMe-oF, the RDMA connections, the block devices and the exports,
+//! It owns the control half of NVMe-oF, the connections, the block devices and the exports,
 //! and talks to the cores by messages. Nothing here is shared, so nothing is locked; what takes
 //! several steps (a namespace is attached on every core before hosts hear of it) keeps its place in
 //! [`Control::changes`] meanwhile. What is to survive a restart is in [`Control::state`], which is
 //! saved before anybody hears of a change.
 
 mod admin;
+mod connections;
 mod device_info;
 mod devices;
 mod ending;
@@ -19,15 +20,16 @@ mod rdma;
 mod requests;
 mod socket;
 mod stats;
+mod tcp;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::Endpoint;
 use bdev::Registry;
 use dma::Arena;
 use nvmf::engine::QueueId;
@@ -41,15 +43,17 @@ use tracing_subscriber::{EnvFilter, reload};
 
 pub(crate) use self::rdma::Rdma;
 pub(crate) use self::socket::{Asked, listen};
+pub(crate) use self::tcp::Tcp;
 
 use self::admin::Pending;
+use self::connections::Connections;
 use self::device_info::Look;
 use self::devices::Devices;
 use self::exports::{Change, Place, Removal};
 use self::rdma::Action;
 use self::stats::Waiting;
 use crate::limits::CORE_BACKLOG;
-use crate::message::{ControlMessage, ControlRing, CoreMessage};
+use crate::message::{ControlMessage, ControlRing, CoreMessage, End};
 use crate::state::State;
 use crate::state_file::StateFile;
 
@@ -65,9 +69,11 @@ pub(crate) struct Control {
     pub(crate) cores: Vec<Reactor<CoreMessage>>,
     pub(crate) ring: Arc<ControlRing>,
     pub(crate) rdma: Option<Rdma>,
+    tcp: Tcp,
+    connections: Connections,
     /// Where hosts connect, and which of that the command line asked for.
-    pub(crate) listeners: Vec<SocketAddr>,
-    configured: Vec<SocketAddr>,
+    pub(crate) listeners: Vec<Endpoint>,
+    configured: Vec<Endpoint>,
     pub(crate) bdevs: Registry,
     pub(crate) state: State,
     pub(crate) state_file: StateFile,
@@ -110,6 +116,7 @@ pub(crate) struct Parts {
     pub(crate) cores: Vec<Reactor<CoreMessage>>,
     pub(crate) ring: Arc<ControlRing>,
     pub(crate) rdma: Option<Rdma>,
+    pub(crate) tcp: Tcp,
     pub(crate) state: State,
     pub(crate) state_file: StateFile,
     pub(crate) arena: &'static Arena,
@@ -121,13 +128,15 @@ pub(crate) type LogHandle = reload::Handle<EnvFilter, tracing_subscriber::Regist
 
 impl Control {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { target, cores, ring, rdma, state, state_file, arena, log } = parts;
+        let Parts { target, cores, ring, rdma, tcp, state, state_file, arena, log } = parts;
         Self {
             backlog: cores.iter().map(|_| VecDeque::new()).collect(),
+            connections: Connections::new(cores.len()),
             target,
             cores,
             ring,
             rdma,
+            tcp,
             listeners: Vec::new(),
             configured: Vec::new(),
             bdevs: Registry::default(),
@@ -174,6 +183,7 @@ impl Control {
             Some(rdma) => Some(watch(rdma.channel())?),
             None => None,
         };
+        let hosts = watch(self.tcp.poller())?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut terminate = signal(SignalKind::terminate())?;
@@ -188,7 +198,12 @@ impl Control {
                 }
                 guard = readable(events.as_ref()) => {
                     guard?.clear_ready();
-                    self.poll_rdma();
+                    self.with_rdma(Rdma::poll);
+                }
+                guard = hosts.readable() => {
+                    // Before it is polled: what comes later is told again.
+                    guard?.clear_ready();
+                    self.with_tcp(Tcp::poll);
                 }
                 Some(asked) = calls.recv() => self.handle_call(asked),
                 _ = tick.tick() => self.handle_tick()?,
@@ -225,6 +240,7 @@ impl Control {
         if let Some(rdma) = &mut self.rdma {
             rdma.retry_listeners(now);
         }
+        self.with_tcp(|tcp, connections, actions| tcp.handle_tick(now, connections, actions));
         match self.cores.iter().position(|core| core.health() == Health::Panicked) {
             // Its queues hang: ending lets hosts reconnect to a new process.
             Some(core) => anyhow::bail!("reactor {core} has died; see the log for its last words"),
@@ -245,22 +261,23 @@ impl Control {
     fn handle_message(&mut self, message: ControlMessage) {
         match message {
             ControlMessage::QueueOpened { key, queue } => self.handle_opened(key, queue),
-            ControlMessage::QueueRefused { key, qp } => {
-                self.with_rdma(|rdma, actions| rdma.refuse(key, qp, actions));
-            }
+            ControlMessage::QueueRefused { key, end } => self.refuse_connection(key, end),
             ControlMessage::Command { key, request, sqe, data } => {
                 self.handle_command(key, request, &sqe, data);
             }
-            ControlMessage::QueueClosed { key, queue, qp } => {
+            ControlMessage::QueueClosed { key, queue, end } => {
                 self.target.handle_queue_lost(nvmf::QueueKey(key));
                 self.abandon_commands(key);
-                self.with_rdma(|rdma, _| rdma.destroy(key, qp));
+                match end {
+                    End::Rdma(qp) => self.with_rdma(|rdma, _, _| rdma.destroy(key, qp)),
+                    End::Tcp(socket) => self.tcp.close(socket, Instant::now()),
+                }
                 self.tell_core_of(key, CoreMessage::QueueDestroyed { queue });
             }
             ControlMessage::QueueDrained { key } => {
                 self.queues.remove(&key);
                 self.target.handle_queue_closed(Instant::now(), nvmf::QueueKey(key));
-                self.with_rdma(|rdma, actions| rdma.remove(key, actions));
+                self.forget_connection(key);
             }
             ControlMessage::NamespaceSet { subsystem, nsid } => {
                 self.handle_namespace_set(subsystem, nsid);
@@ -270,22 +287,47 @@ impl Control {
         }
     }
 
-    fn poll_rdma(&mut self) {
-        self.with_rdma(Rdma::poll);
-    }
-
     /// Lets the RDMA side act, and does what comes of it.
-    fn with_rdma(&mut self, act: impl FnOnce(&mut Rdma, &mut Vec<Action>)) {
+    fn with_rdma(&mut self, act: impl FnOnce(&mut Rdma, &mut Connections, &mut Vec<Action>)) {
         let mut actions = Vec::new();
         if let Some(rdma) = &mut self.rdma {
-            act(rdma, &mut actions);
+            act(rdma, &mut self.connections, &mut actions);
         }
+        self.take_actions(actions);
+    }
+
+    /// Lets the TCP side act, and does what comes of it.
+    fn with_tcp(&mut self, act: impl FnOnce(&mut Tcp, &mut Connections, &mut Vec<Action>)) {
+        let mut actions = Vec::new();
+        act(&mut self.tcp, &mut self.connections, &mut actions);
+        self.take_actions(actions);
+    }
+
+    fn take_actions(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Tell(core, message) => self.tell(core, message),
                 Action::Close(key) => self.close_queue(key),
             }
         }
+    }
+
+    /// A core has no memory for a connection.
+    fn refuse_connection(&mut self, key: u64, end: Option<End>) {
+        if let Some(connection) = self.connections.get(key) {
+            let peer = connection.peer;
+            tracing::warn!(%peer, "connection refused: no memory left for it");
+        }
+        // The queue pair goes before the host is told, its receives with it.
+        drop(end);
+        self.with_rdma(|rdma, _, _| rdma.refuse(key));
+        self.forget_connection(key);
+    }
+
+    /// Nothing of a connection is left.
+    fn forget_connection(&mut self, key: u64) {
+        self.connections.remove(key);
+        self.with_rdma(|rdma, _, actions| rdma.remove(key, actions));
     }
 
     /// Ends the queue of a connection, whoever wants it and how often. One that its core has not
@@ -299,16 +341,15 @@ impl Control {
                 self.tell_core_of(key, CoreMessage::CloseQueue { queue });
             }
             None => {
-                if let Some(rdma) = &mut self.rdma {
-                    rdma.close_when_opened(key);
+                if let Some(connection) = self.connections.get_mut(key) {
+                    connection.doomed = true;
                 }
             }
         }
     }
 
     fn tell_core_of(&mut self, key: u64, message: CoreMessage) {
-        let connection = self.rdma.as_ref().and_then(|rdma| rdma.connection(key));
-        if let Some(core) = connection.map(|connection| connection.core) {
+        if let Some(core) = self.connections.get(key).map(|connection| connection.core) {
             self.tell(core, message);
         }
     }

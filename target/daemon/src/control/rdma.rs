@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use dma::Arena;
 use nvme_spec::rdma::{AcceptPrivateData, RejectPrivateData, reject};
+use nvmf::Transport;
 use nvmf_rdma::{ConnectRequest, OpenParams, limits};
 use verbs::{
     Access, CmEvent, CmId, CmKey, ConnParams, ConnectionData, Cq, CqHandle, Device, EventChannel,
@@ -18,8 +19,9 @@ use verbs::{
 };
 use zerocopy::IntoBytes;
 
+use super::connections::{Connection, Connections};
 use crate::limits::{CQ_ENTRIES, MAX_CONNECTIONS, MAX_RDMA_DEVICES, READ_DEPTH};
-use crate::message::{CoreMessage, OpenQueue};
+use crate::message::{CoreMessage, OpenQueue, Way};
 
 /// How long to wait before listening again where a device was away.
 const RETRY_LISTENERS: Duration = Duration::from_secs(2);
@@ -31,9 +33,8 @@ pub(crate) struct Rdma {
     channel: EventChannel,
     listeners: Vec<Listener>,
     devices: [Option<OpenDevice>; MAX_RDMA_DEVICES],
-    connections: HashMap<u64, Connection>,
+    ends: HashMap<u64, RdmaEnd>,
     by_cm: HashMap<CmKey, u64>,
-    next_key: u64,
     next_retry: Instant,
 }
 
@@ -56,18 +57,13 @@ struct OpenDevice {
     leaving: bool,
 }
 
-/// A connection, for the control half.
-pub(crate) struct Connection {
-    pub(crate) core: usize,
-    pub(crate) qid: u16,
-    pub(crate) entries: u16,
-    pub(crate) peer: SocketAddr,
-    pub(crate) local: SocketAddr,
+/// Our end of a connection.
+struct RdmaEnd {
     id: CmId,
     device: usize,
     params: ConnParams,
-    /// It is to be closed as soon as its core has taken it.
-    doomed: bool,
+    /// Entries of its queue, as it asked for.
+    entries: u16,
 }
 
 /// What the control thread has to do for a connection.
@@ -88,9 +84,8 @@ impl Rdma {
             channel: EventChannel::new()?,
             listeners: Vec::new(),
             devices: Default::default(),
-            connections: HashMap::new(),
+            ends: HashMap::new(),
             by_cm: HashMap::new(),
-            next_key: 1,
             next_retry: Instant::now(),
         })
     }
@@ -125,10 +120,6 @@ impl Rdma {
         matches!(bound, Ok(Ok(())))
     }
 
-    pub(crate) fn connection_count(&self) -> usize {
-        self.connections.len()
-    }
-
     /// Listens again, every now and then, on addresses whose device was away.
     pub(crate) fn retry_listeners(&mut self, now: Instant) {
         if now < self.next_retry {
@@ -153,15 +144,11 @@ impl Rdma {
         Ok(id)
     }
 
-    pub(crate) fn connection(&self, key: u64) -> Option<&Connection> {
-        self.connections.get(&key)
-    }
-
     /// Takes what the connection manager has to say, and says what to do.
-    pub(crate) fn poll(&mut self, actions: &mut Vec<Action>) {
+    pub(crate) fn poll(&mut self, connections: &mut Connections, actions: &mut Vec<Action>) {
         loop {
             match self.channel.poll() {
-                Ok(Some(event)) => self.handle_event(event, actions),
+                Ok(Some(event)) => self.handle_event(event, connections, actions),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::error!(%error, "the RDMA connection manager fails");
@@ -171,11 +158,17 @@ impl Rdma {
         }
     }
 
-    fn handle_event(&mut self, event: CmEvent, actions: &mut Vec<Action>) {
+    fn handle_event(
+        &mut self,
+        event: CmEvent,
+        connections: &mut Connections,
+        actions: &mut Vec<Action>,
+    ) {
         match event {
             CmEvent::ConnectRequest { id, request, .. } => {
                 let peer = id.peer_addr();
-                if let Err(refusal) = self.handle_request(id, &request, actions) {
+                let handled = self.handle_request(id, &request, connections, actions);
+                if let Err(refusal) = handled {
                     tracing::warn!(?peer, reason = %refusal.reason, "connection refused");
                     let data = RejectPrivateData::new(refusal.status);
                     // A peer that has gone away cannot be told.
@@ -198,14 +191,14 @@ impl Rdma {
             let id = listener.id.take();
             let is_on = |open: &OpenDevice| id.as_ref().is_some_and(|id| id.is_on(&open.device));
             device = self.devices.iter().position(|open| open.as_ref().is_some_and(is_on));
-        } else if let Some(connection) = self.by_cm.get(&id).and_then(|k| self.connections.get(k)) {
-            device = Some(connection.device);
+        } else if let Some(end) = self.by_cm.get(&id).and_then(|key| self.ends.get(key)) {
+            device = Some(end.device);
         }
         let Some(index) = device else { return };
         if let Some(open) = &mut self.devices[index] {
             open.leaving = true;
         }
-        let on_it = self.connections.iter().filter(|(_, other)| other.device == index);
+        let on_it = self.ends.iter().filter(|(_, other)| other.device == index);
         actions.extend(on_it.map(|(&key, _)| Action::Close(key)));
         self.close_unused(index, actions);
     }
@@ -229,6 +222,7 @@ impl Rdma {
         &mut self,
         id: CmId,
         request: &ConnectionData,
+        connections: &mut Connections,
         actions: &mut Vec<Action>,
     ) -> Result<(), Refusal> {
         let wanted = match ConnectRequest::parse(request.private_data.as_bytes()) {
@@ -237,7 +231,7 @@ impl Rdma {
                 return Err(Refusal { id, status: error.status(), reason: error.into() });
             }
         };
-        if self.connections.len() >= MAX_CONNECTIONS {
+        if connections.is_full() {
             let reason = anyhow::anyhow!("{MAX_CONNECTIONS} connections are open");
             return Err(Refusal { id, status: reject::NO_RESOURCES, reason });
         }
@@ -245,64 +239,59 @@ impl Rdma {
             let reason = anyhow::anyhow!("the connection has no addresses");
             return Err(Refusal { id, status: reject::NO_RESOURCES, reason });
         };
-        match self.make_connection(&id, request, &wanted, actions) {
-            Ok((device, core, qp, params)) => {
-                let key = self.next_key;
-                self.next_key += 1;
-                self.by_cm.insert(id.key(), key);
-                let open = OpenQueue {
-                    key,
-                    device,
-                    qp,
-                    slots: limits::slots(wanted.entries),
-                    params: OpenParams {
-                        read_limit: params.initiator_depth.into(),
-                        in_capsule: wanted.qid != 0,
-                    },
-                };
-                actions.push(Action::Tell(core, CoreMessage::OpenQueue(Box::new(open))));
-                let connection = Connection {
+        let core = connections.least_loaded();
+        match self.make_end(&id, (core, request), &wanted, actions) {
+            Ok((device, qp, params)) => {
+                let ConnectRequest { qid, entries, .. } = wanted;
+                let key = connections.add(Connection {
                     core,
-                    qid: wanted.qid,
-                    entries: wanted.entries,
+                    transport: Transport::Rdma,
                     peer,
                     local,
-                    id,
-                    device,
-                    params,
+                    qid: Some(qid),
+                    entries,
+                    bound: false,
                     doomed: false,
+                });
+                self.by_cm.insert(id.key(), key);
+                let read_limit = params.initiator_depth.into();
+                let way = Way::Rdma {
+                    device,
+                    qp,
+                    params: OpenParams { read_limit, in_capsule: qid != 0 },
                 };
-                self.connections.insert(key, connection);
+                let open = OpenQueue { key, slots: limits::slots(entries), way };
+                actions.push(Action::Tell(core, CoreMessage::OpenQueue(Box::new(open))));
+                self.ends.insert(key, RdmaEnd { id, device, params, entries });
                 Ok(())
             }
             Err(reason) => Err(Refusal { id, status: reject::NO_RESOURCES, reason }),
         }
     }
 
-    fn make_connection(
+    fn make_end(
         &mut self,
         id: &CmId,
-        request: &ConnectionData,
+        (core, request): (usize, &ConnectionData),
         wanted: &ConnectRequest,
         actions: &mut Vec<Action>,
-    ) -> anyhow::Result<(usize, usize, RdmaQp, ConnParams)> {
+    ) -> anyhow::Result<(usize, RdmaQp, ConnParams)> {
         let index = self.open_device(id.device()?, actions)?;
-        let made = self.make_qp(index, id, request, wanted);
+        let made = self.make_qp((index, core), id, request, wanted);
         if made.is_err() {
             self.close_unused(index, actions);
         }
-        let (core, qp, params) = made?;
-        Ok((index, core, qp, params))
+        let (qp, params) = made?;
+        Ok((index, qp, params))
     }
 
     fn make_qp(
         &mut self,
-        index: usize,
+        (index, core): (usize, usize),
         id: &CmId,
         request: &ConnectionData,
         wanted: &ConnectRequest,
-    ) -> anyhow::Result<(usize, RdmaQp, ConnParams)> {
-        let core = least_loaded(self.cores, self.connections.values());
+    ) -> anyhow::Result<(RdmaQp, ConnParams)> {
         let device = self.devices[index].as_mut().context("the device was just opened")?;
         let params = ConnParams::answer(request, device.device.limits(), READ_DEPTH);
         anyhow::ensure!(params.initiator_depth > 0, "the host allows no RDMA READ");
@@ -316,7 +305,7 @@ impl Rdma {
         let cq = &device.cqs[core];
         let qp = RdmaQp::new(id, &device.mr, cq, cq, limits)?;
         device.connections += 1;
-        Ok((core, qp, params))
+        Ok((qp, params))
     }
 
     /// The device's number; opens it for the first connection that comes in on it.
@@ -346,71 +335,49 @@ impl Rdma {
         Ok(index)
     }
 
-    /// Closes a connection that its core has not taken yet, once it has.
-    pub(crate) fn close_when_opened(&mut self, key: u64) {
-        if let Some(connection) = self.connections.get_mut(&key) {
-            connection.doomed = true;
-        }
-    }
-
     /// The core has taken the connection: accepts it. `false`: the host has gone away already.
     pub(crate) fn accept(&mut self, key: u64) -> bool {
-        let Some(connection) = self.connections.get(&key) else { return false };
-        if connection.doomed {
-            return false;
-        }
-        let data = AcceptPrivateData::new(connection.entries);
-        match connection.id.accept(&connection.params, data.as_bytes()) {
+        let Some(end) = self.ends.get(&key) else { return false };
+        let data = AcceptPrivateData::new(end.entries);
+        match end.id.accept(&end.params, data.as_bytes()) {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(peer = %connection.peer, %error, "accepting failed");
+                tracing::warn!(key, %error, "accepting failed");
                 false
             }
         }
     }
 
     /// The core could not take the connection: the host is told so.
-    pub(crate) fn refuse(&mut self, key: u64, qp: Option<RdmaQp>, actions: &mut Vec<Action>) {
-        drop(qp);
-        if let Some(connection) = self.connections.get(&key) {
-            tracing::warn!(peer = %connection.peer, "connection refused: no memory left for it");
+    pub(crate) fn refuse(&mut self, key: u64) {
+        if let Some(end) = self.ends.get(&key) {
             let data = RejectPrivateData::new(reject::NO_RESOURCES);
-            let _ = connection.id.reject(data.as_bytes());
+            let _ = end.id.reject(data.as_bytes());
         }
-        self.remove(key, actions);
     }
 
     /// Destroys a queue pair that a core has given up: when this returns, none of its work requests
     /// touches memory any more.
-    pub(crate) fn destroy(&mut self, key: u64, qp: Option<RdmaQp>) {
-        if let Some(connection) = self.connections.get(&key) {
+    pub(crate) fn destroy(&mut self, key: u64, qp: RdmaQp) {
+        if let Some(end) = self.ends.get(&key) {
             // Tells the host. It fails where the connection never came up, or is down.
-            let _ = connection.id.disconnect();
+            let _ = end.id.disconnect();
         }
         drop(qp);
     }
 
     /// Forgets a connection of which nothing is left.
     pub(crate) fn remove(&mut self, key: u64, actions: &mut Vec<Action>) {
-        let Some(connection) = self.connections.remove(&key) else { return };
-        self.by_cm.remove(&connection.id.key());
-        let index = connection.device;
+        let Some(end) = self.ends.remove(&key) else { return };
+        self.by_cm.remove(&end.id.key());
+        let index = end.device;
         // Its id holds on to the device, too.
-        drop(connection);
+        drop(end);
         if let Some(open) = &mut self.devices[index] {
             open.connections -= 1;
         }
         self.close_unused(index, actions);
     }
-}
-
-/// The core with the fewest slots taken: queues of one controller spread by themselves.
-fn least_loaded<'a>(cores: usize, connections: impl Iterator<Item = &'a Connection>) -> usize {
-    let mut load = vec![0; cores];
-    for connection in connections {
-        load[connection.core] += limits::slots(connection.entries);
-    }
-    (0..cores).min_by_key(|&core| load[core]).unwrap_or_default()
 }
 
 /// A connect request that is turned down.

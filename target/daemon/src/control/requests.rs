@@ -144,7 +144,7 @@ impl Control {
                 host_nqn: controller.host_nqn,
                 host_id: Uuid::from_bytes(controller.host_id).to_string(),
                 cntlid: controller.cntlid,
-                transport: "rdma".to_owned(),
+                transport: api_transport(controller.transport),
                 host_address: controller.peer,
                 local_address: controller.local,
                 keep_alive_ms: controller.kato_ms,
@@ -154,7 +154,7 @@ impl Control {
     }
 
     fn queue_info(&self, qid: u16, key: u64, loads: &[(u64, QueueLoad)]) -> Option<QueueInfo> {
-        let connection = self.rdma.as_ref()?.connection(key)?;
+        let connection = self.connections.get(key)?;
         let load = loads.iter().find(|(of, _)| *of == key).map(|(_, load)| load);
         Some(QueueInfo {
             qid,
@@ -163,6 +163,13 @@ impl Control {
             in_flight: load.map_or(0, |load| load.in_flight),
             commands: load.map_or(0, |load| load.commands),
         })
+    }
+}
+
+fn api_transport(transport: nvmf::Transport) -> api::Transport {
+    match transport {
+        nvmf::Transport::Rdma => api::Transport::Rdma,
+        nvmf::Transport::Tcp => api::Transport::Tcp,
     }
 }
 

@@ -84,7 +84,8 @@ impl Control {
                 channel_waits: stats.engine.channel_waits,
                 copied_bytes: stats.copied_bytes,
             });
-            result.carriers.push(carrier_stats(core, &stats.carrier));
+            result.carriers.push(rdma_stats(core, &stats.rdma));
+            result.carriers.push(tcp_stats(core, &stats.tcp));
             let pool = |name: &str, pool: PoolUse| PoolStats {
                 name: name.to_owned(),
                 core,
@@ -138,7 +139,7 @@ impl Control {
     }
 }
 
-fn carrier_stats(core: u32, carrier: &nvmf_rdma::CarrierStats) -> CarrierStats {
+fn rdma_stats(core: u32, carrier: &nvmf_rdma::CarrierStats) -> CarrierStats {
     CarrierStats {
         transport: "rdma".to_owned(),
         core,
@@ -148,5 +149,18 @@ fn carrier_stats(core: u32, carrier: &nvmf_rdma::CarrierStats) -> CarrierStats {
         writes: carrier.writes,
         posts: carrier.reads + carrier.writes + carrier.responses,
         system_calls: carrier.send_chains,
+    }
+}
+
+fn tcp_stats(core: u32, carrier: &nvmf_tcp::CarrierStats) -> CarrierStats {
+    CarrierStats {
+        transport: "tcp".to_owned(),
+        core,
+        capsules: carrier.capsules,
+        responses: carrier.responses,
+        reads: carrier.fetches,
+        writes: carrier.data_responses,
+        posts: carrier.fetches + carrier.data_responses + carrier.responses,
+        system_calls: carrier.poll_calls + carrier.receive_calls + carrier.send_calls,
     }
 }

@@ -1,7 +1,7 @@
 //! The control thread without RDMA, over cores that say nothing by themselves: the test answers for
 //! them, so that what happens in between happens exactly when the test says.
 
-use std::net::SocketAddr;
+use api::Endpoint;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -65,6 +65,7 @@ impl World {
             cores: (0..2).map(core).collect(),
             ring: ControlRing::new(64, bell),
             rdma: None,
+            tcp: Tcp::new().unwrap(),
             state: state_file.load().unwrap(),
             state_file,
             arena: Arena::plain_pages(1 << 20).unwrap(),
@@ -373,7 +374,7 @@ fn another_device_of_the_same_name_is_not_exported() {
 #[test]
 fn listeners_of_exports_are_kept_and_closed_with_the_last() {
     let (mut world, _directory) = world();
-    let [given, asked]: [SocketAddr; 2] =
+    let [given, asked]: [Endpoint; 2] =
         ["10.0.0.1:4420".parse().unwrap(), "10.0.0.1:4421".parse().unwrap()];
     // What `open_listener` does where there is RDMA.
     world.control.configured.push(given);

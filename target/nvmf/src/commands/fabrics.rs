@@ -137,6 +137,7 @@ impl Target {
             host_nqn: host.to_owned(),
             host_id: data.hostid,
             admin: queue,
+            transport: info.transport,
             local: info.local,
             peer: info.peer,
             io_queues: BTreeMap::new(),

@@ -17,6 +17,7 @@ use crate::limits::{
 use crate::output::{Answer, Outcome};
 use crate::subsystem::{Namespace, Subsystem};
 use crate::target::{Target, TargetConfig, check_room};
+use crate::verbs::Transport;
 
 /// CNTRLTYPE of a controller with namespaces, and of a discovery controller.
 const CNTRLTYPE_IO: u8 = 1;
@@ -96,7 +97,11 @@ fn identify_controller(
     id.elpe_z = (MAX_ERROR_ENTRIES - 1) as u8;
     id.kas = ((KEEP_ALIVE_GRANULARITY_MS / 100) as u16).into();
     id.maxcmd = config.max_queue_entries.into();
-    id.sgls = (SGLS_SUPPORTED | SGLS_KEYED | SGLS_OFFSET).into();
+    let sgls = match controller.transport {
+        Transport::Rdma => SGLS_KEYED,
+        Transport::Tcp => SGLS_TRANSPORT,
+    };
+    id.sgls = (SGLS_SUPPORTED | SGLS_OFFSET | sgls).into();
     // A command capsule is the command and its data, in units of 16 bytes; a response is one unit.
     id.ioccsz = (4 + config.in_capsule_bytes / 16).into();
     id.iorcsz = 1.into();

@@ -8,7 +8,7 @@ use nvme_spec::tcp::{
     CapsuleCmd, CommonHeader, DGST_DATA, DGST_HEADER, Data, FLAG_DDGST, FLAG_HDGST, FLAG_LAST_PDU,
     R2t, pdu_type,
 };
-use nvmf_tcp::{Connection, ConnectionConfig, Event, Fault, Piece};
+use nvmf_tcp::{Connection, ConnectionConfig, ConnectionEvent, Fault, Piece};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 pub const NONE: u8 = 0;
@@ -22,7 +22,7 @@ pub const RECEIVED: u8 = 0xEE;
 pub struct World {
     pub connection: Connection,
     arena: &'static Arena,
-    events: Vec<Event>,
+    events: Vec<ConnectionEvent>,
 }
 
 impl World {
@@ -89,7 +89,7 @@ impl World {
         }
     }
 
-    pub fn take_events(&mut self) -> Vec<Event> {
+    pub fn take_events(&mut self) -> Vec<ConnectionEvent> {
         self.collect();
         std::mem::take(&mut self.events)
     }
@@ -97,13 +97,13 @@ impl World {
     /// The slot of the one capsule that was reported.
     pub fn capsule_slot(&mut self) -> u16 {
         let events = self.take_events();
-        let [Event::Capsule { slot, .. }] = events[..] else { panic!("{events:?}") };
+        let [ConnectionEvent::Capsule { slot, .. }] = events[..] else { panic!("{events:?}") };
         slot
     }
 
     pub fn broken(&mut self) -> Option<Fault> {
         self.take_events().iter().find_map(|event| match event {
-            Event::Broken(fault) => Some(*fault),
+            ConnectionEvent::Broken(fault) => Some(*fault),
             _ => None,
         })
     }

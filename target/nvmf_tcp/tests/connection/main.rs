@@ -6,7 +6,7 @@ use host::{BOTH, Host, NONE, RECEIVED, World, bytes_of, command};
 use nvme_spec::command::Cqe;
 use nvme_spec::status::Status;
 use nvme_spec::tcp::{FLAG_LAST_PDU, FLAG_SUCCESS, fes, pdu_type};
-use nvmf_tcp::{Event, Fault};
+use nvmf_tcp::{ConnectionEvent, Fault};
 
 fn fault_at(offset: u32) -> Fault {
     Fault { fes: fes::INVALID_HEADER_FIELD, fei: offset }
@@ -64,8 +64,8 @@ fn capsules_come_in_pieces_of_any_size() {
             }
             let events = world.take_events();
             let [
-                Event::Capsule { sqe: first, data: Some(span), intact: true, .. },
-                Event::Capsule { sqe: second, data: None, intact: true, .. },
+                ConnectionEvent::Capsule { sqe: first, data: Some(span), intact: true, .. },
+                ConnectionEvent::Capsule { sqe: second, data: None, intact: true, .. },
             ] = events[..]
             else {
                 panic!("{events:?}")
@@ -93,7 +93,10 @@ fn a_write_is_asked_for_and_comes_in_several_parts() {
             world.receive_directly(&host.data(&r2t, at as u32, part, last));
         }
         let events = world.take_events();
-        assert!(matches!(events[..], [Event::Fetched { intact: true, .. }]), "{events:?}");
+        assert!(
+            matches!(events[..], [ConnectionEvent::Fetched { intact: true, .. }]),
+            "{events:?}"
+        );
         assert_eq!(bytes_of(buffer), data);
     }
 }
@@ -118,7 +121,7 @@ fn a_read_sends_the_memory_itself_and_then_the_response() {
         let (response, rest) = host.split(rest);
         assert_eq!((response.pdu_type, rest.len()), (pdu_type::CAPSULE_RESP, 0));
         assert_eq!(response.header[8..24], *zerocopy::IntoBytes::as_bytes(&success(3)));
-        assert!(matches!(world.take_events()[..], [Event::Responded { .. }]));
+        assert!(matches!(world.take_events()[..], [ConnectionEvent::Responded { .. }]));
     }
 }
 
@@ -132,7 +135,7 @@ fn without_flow_control_success_needs_no_response() {
     let sent = world.sent();
     let (data, rest) = host.split(&sent);
     assert_eq!((data.flags, rest.len()), (FLAG_LAST_PDU | FLAG_SUCCESS, 0));
-    assert!(matches!(world.take_events()[..], [Event::Responded { .. }]));
+    assert!(matches!(world.take_events()[..], [ConnectionEvent::Responded { .. }]));
     // A failure has its response, and so has success without data.
     for (status, data) in [(Status::INTERNAL_ERROR, Some(buffer)), (Status::SUCCESS, None)] {
         world.receive(&host.capsule(&command(4), &[]));
@@ -169,7 +172,9 @@ fn data_that_does_not_match_its_digest_fails_its_command_alone() {
     *capsule.last_mut().unwrap() ^= 1;
     world.receive(&capsule);
     let events = world.take_events();
-    let [Event::Capsule { slot, intact: false, .. }] = events[..] else { panic!("{events:?}") };
+    let [ConnectionEvent::Capsule { slot, intact: false, .. }] = events[..] else {
+        panic!("{events:?}")
+    };
     world.connection.respond(slot, &success(1), None, true);
     world.sent();
     world.take_events();
@@ -184,7 +189,7 @@ fn data_that_does_not_match_its_digest_fails_its_command_alone() {
     world.receive(&part);
     world.receive(&host.data(&r2t, 4096, &[2; 4096], true));
     let events = world.take_events();
-    assert!(matches!(events[..], [Event::Fetched { intact: false, .. }]), "{events:?}");
+    assert!(matches!(events[..], [ConnectionEvent::Fetched { intact: false, .. }]), "{events:?}");
 }
 
 #[test]
@@ -252,15 +257,39 @@ fn a_host_that_sends_more_than_its_queue_holds_waits() {
     assert_eq!(first.len(), host::SLOTS);
     let mut stream = &stream[stream.len() - rest..];
     for (answered, event) in (0..).zip(first) {
-        let Event::Capsule { slot, .. } = event else { panic!("{event:?}") };
+        let ConnectionEvent::Capsule { slot, .. } = event else { panic!("{event:?}") };
         world.connection.respond(slot, &success(answered), None, true);
         world.sent();
         let rest = world.receive(stream);
         stream = &stream[stream.len() - rest..];
     }
     let events = world.take_events();
-    let capsules = events.iter().filter(|event| matches!(event, Event::Capsule { .. }));
+    let capsules = events.iter().filter(|event| matches!(event, ConnectionEvent::Capsule { .. }));
     assert_eq!((capsules.count(), stream.len()), (2, 0), "all have come in the end");
+}
+
+#[test]
+fn a_connection_grows_and_a_capsule_that_waited_fits_its_slot() {
+    let (mut world, host) = World::open(NONE, 0);
+    let fill: Vec<u8> = (0..4).flat_map(|cid| host.capsule(&command(cid), &[])).collect();
+    assert_eq!(world.receive(&fill), 0);
+    let more = world.buffer(1024);
+    let waits = host.capsule(&command(4), &[1; 512]);
+    assert_eq!(world.receive(&waits), 512, "its header is taken, and no more");
+    world.connection.grow(&[more.subspan(0, 512)]);
+    assert_eq!(world.receive(&waits[waits.len() - 512..]), 0);
+    assert_eq!(world.take_events().len(), 5);
+    let waits = host.capsule(&command(5), &[1; 513]);
+    world.receive(&waits);
+    assert_eq!(world.broken(), Some(fault_at(4)), "more than every slot has room for");
+
+    let (mut world, host) = World::open(NONE, 0);
+    world.receive(&fill);
+    let waits = host.capsule(&command(4), &[1; 4096]);
+    assert_eq!(world.receive(&waits), 4096);
+    world.connection.grow(&[more.subspan(512, 512)]);
+    world.receive(&waits[waits.len() - 4096..]);
+    assert_eq!(world.broken(), Some(fault_at(4)), "not what its slot has room for");
 }
 
 #[test]
@@ -273,7 +302,10 @@ fn a_host_that_refuses_us_is_heard() {
     term[8] = fes::SEQUENCE_ERROR as u8;
     world.receive(&term);
     let events = world.take_events();
-    assert!(matches!(events[..], [Event::Refused { fes: fes::SEQUENCE_ERROR }]), "{events:?}");
+    assert!(
+        matches!(events[..], [ConnectionEvent::Refused { fes: fes::SEQUENCE_ERROR }]),
+        "{events:?}"
+    );
 }
 
 /// Whatever arrives, in whatever pieces: no panic, no byte outside of the memory that was named,
@@ -313,9 +345,9 @@ fn any_bytes_in_any_pieces() {
 }
 
 /// An event as two worlds tell it, whose memory is elsewhere.
-fn told(event: &Event) -> String {
+fn told(event: &ConnectionEvent) -> String {
     match *event {
-        Event::Capsule { slot, sqe, data: Some(data), intact } => {
+        ConnectionEvent::Capsule { slot, sqe, data: Some(data), intact } => {
             format!("{slot} {sqe:?} {:?} {intact}", bytes_of(data))
         }
         other => format!("{other:?}"),
