@@ -174,7 +174,12 @@ pub struct IdentifyController {
     pub reserved_358: [u8; 10],
     pub megcap: [u8; 16],
     #[doc(hidden)]
-    pub reserved_384: [u8; 128],
+    pub reserved_384: [u8; 2],
+    /// Command Quiesce Time, milliseconds: how long the controller may work on commands after it
+    /// has noticed that it lost its host.
+    pub cqt: U16,
+    #[doc(hidden)]
+    pub reserved_388: [u8; 124],
     /// Submission Queue Entry Size: required in 3:0, maximum in 7:4, as powers of two.
     pub sqes: u8,
     /// Completion Queue Entry Size.
@@ -244,6 +249,7 @@ const _: () = {
     assert!(offset_of!(IdentifyController, tnvmcap) == 280);
     assert!(offset_of!(IdentifyController, kas) == 320);
     assert!(offset_of!(IdentifyController, anatt) == 342);
+    assert!(offset_of!(IdentifyController, cqt) == 386);
     assert!(offset_of!(IdentifyController, sqes) == 512);
     assert!(offset_of!(IdentifyController, maxcmd) == 514);
     assert!(offset_of!(IdentifyController, nn) == 516);
@@ -276,6 +282,8 @@ pub const OAES_NAMESPACE_ATTRIBUTE: u32 = 1 << 8;
 pub const OAES_DISCOVERY_LOG: u32 = 1 << 31;
 /// CTRATT: 128-bit host identifiers.
 pub const CTRATT_HOSTID_128: u32 = 1 << 0;
+/// CTRATT: any command counts as a keep-alive (Traffic Based Keep Alive).
+pub const CTRATT_TBKAS: u32 = 1 << 6;
 /// CMIC: the subsystem may have more than one port.
 pub const CMIC_MULTI_PORT: u8 = 1 << 0;
 /// CMIC: the subsystem may have more than one controller.
