@@ -157,8 +157,8 @@ pub(crate) struct ExportArguments {
     /// Number of the namespace [default: the lowest free one]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=0xFFFF_FFFE))]
     pub(crate) nsid: Option<u32>,
-    /// Where to listen, for RDMA unless it begins with tcp://, on port 4420 unless another is given;
-    /// may be repeated [default: as the daemon was configured]
+    /// Where to listen, for RDMA unless it begins with tcp://, on port 4420 unless another is
+    /// given; may be repeated [default: as the daemon was configured]
     #[arg(long = "listen", value_name = "[tcp://]ADDR[:PORT]")]
     pub(crate) listeners: Vec<Endpoint>,
 }

@@ -129,7 +129,7 @@ pub(crate) fn export(info: &ExportInfo) -> String {
     );
     if info.connect_commands.is_empty() {
         text.push_str(
-            "No host can reach it: forebay-target listens on no address that it could be reached at.\n\
+            "No host can reach it: forebay-target listens on no address of this machine.\n\
              Start it with --listen ADDR (RDMA) or --listen tcp://ADDR, or export with it.",
         );
         return text;

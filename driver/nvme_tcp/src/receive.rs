@@ -227,7 +227,7 @@ mod tests {
 
     /// Two PDUs of data as they are sent.
     fn stream(digests: Digests, data: DmaSpan) -> Vec<u8> {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::default();
         outbox.negotiated(digests, 64);
         let mut pdu = Data::new_zeroed();
         pdu.header.pdu_type = pdu_type::C2H_DATA;

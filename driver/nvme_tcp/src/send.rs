@@ -74,9 +74,9 @@ pub struct Outbox {
     left: VecDeque<u16>,
 }
 
-impl Outbox {
-    /// Nothing to send.
-    pub fn new() -> Self {
+impl Default for Outbox {
+    /// Nothing to send, no digests, and no alignment but the smallest.
+    fn default() -> Self {
         Self {
             digests: Digests::default(),
             alignment: 4,
@@ -85,9 +85,11 @@ impl Outbox {
             left: VecDeque::new(),
         }
     }
+}
 
+impl Outbox {
     /// Makes room for `slots` commands at a time: each has at most two PDUs in it; besides, there
-    /// are a connection's first and last words.
+    /// are a connection's first and last words. More make it grow.
     pub fn grow(&mut self, slots: usize) {
         self.pdus.reserve((2 * slots + 2).saturating_sub(self.pdus.len()));
         self.left.reserve(slots.saturating_sub(self.left.len()));
@@ -188,7 +190,7 @@ impl Outbox {
         self.left.pop_front()
     }
 
-    /// Something has left whose tag is not told yet.
+    /// Whether a PDU with a tag has left that was not asked for yet.
     pub fn has_left(&self) -> bool {
         !self.left.is_empty()
     }
@@ -202,12 +204,6 @@ impl Outbox {
     /// next PDU begins.
     pub fn truncate(&mut self) {
         self.pdus.truncate(usize::from(self.sent > 0));
-    }
-}
-
-impl Default for Outbox {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

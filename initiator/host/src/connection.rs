@@ -117,7 +117,7 @@ impl Connection {
         request.dgst |= if digests.header { DGST_HEADER } else { 0 };
         request.dgst |= if digests.data { DGST_DATA } else { 0 };
         // HPDA 0 and one R2T at a time: zeroes.
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::default();
         outbox.grow(usize::from(depth));
         outbox.push_plain(&request, &[]);
         Self {

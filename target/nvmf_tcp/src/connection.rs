@@ -156,7 +156,7 @@ impl Connection {
             free: Vec::new(),
             receiving: NEXT_HEADER,
             header: [0; MAX_HEADER_BYTES],
-            outbox: Outbox::new(),
+            outbox: Outbox::default(),
             event: None,
         };
         connection.grow(pages);

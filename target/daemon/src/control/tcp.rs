@@ -1,8 +1,8 @@
 //! TCP connections: taken here, used on a core, and closed here.
 //!
-//! A socket goes to its core with `OpenQueue` and comes back with `QueueClosed`. It is not closed at
-//! once then: what its peer was sent last may be lost when the peer is still sending, because the
-//! system answers that with a reset.
+//! A socket goes to its core with `OpenQueue` and comes back with `QueueClosed`. It is not closed
+//! at once then: what its peer was sent last may be lost when the peer is still sending, because
+//! the system answers that with a reset.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
