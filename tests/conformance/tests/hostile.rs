@@ -8,10 +8,10 @@ use host::{Io, Op, Spans};
 use nvme_spec::command::Cqe;
 use nvme_spec::status::Status;
 use nvme_spec::tcp::{
-    CapsuleCmd, CapsuleResp, CommonHeader, Data, FLAG_LAST_PDU, FLAG_SUCCESS, IcResp, R2t, TermReq,
-    fes, pdu_type,
+    CapsuleCmd, CapsuleResp, CommonHeader, Data, FLAG_DDGST, FLAG_LAST_PDU, FLAG_SUCCESS, IcResp,
+    R2t, TermReq, fes, pdu_type,
 };
-use nvme_tcp::{Digests, Fault, Piece};
+use nvme_tcp::{Digests, Fault, Piece, digest_of};
 use proptest::prelude::*;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
@@ -286,6 +286,35 @@ fn success_without_the_data_is_no_success() {
     let short = Status::DATA_TRANSFER_ERROR;
     assert_eq!(ends(&events), [(0, short), (1, short), (2, Status::SUCCESS)]);
     world.check_guards();
+}
+
+#[test]
+fn data_that_does_not_match_its_digest_fails_its_command_alone() {
+    for spoilt in [false, true] {
+        let mut world = World::new();
+        world.connection = Connection::new(Digests { header: false, data: true }, 8);
+        world.receive(&ic_resp(|it| it.dgst = 2));
+        world.events();
+        world.sent();
+        let data_of = |at| Spans::from(world.memory.subspan(GUARD + at, 512));
+        for tag in 0..2 {
+            let data = data_of(tag * 512);
+            let io = Io { tag, nsid: 1, op: Op::Read, slba: 0, block_count: 1, data };
+            assert!(world.connection.submit(Command::of_io(&io, None)));
+        }
+        world.sent();
+        let mut stream = Vec::new();
+        for cid in 0..2 {
+            let mut pdu = data(cid, 0, 512, FLAG_LAST_PDU | FLAG_SUCCESS | FLAG_DDGST);
+            pdu[4..8].copy_from_slice(&(24u32 + 512 + 4).to_le_bytes());
+            let digest = digest_of(&pdu[24..]);
+            pdu.extend(digest);
+            stream.extend(pdu);
+        }
+        stream[100] ^= u8::from(spoilt);
+        let first = if spoilt { Status::TRANSIENT_TRANSPORT_ERROR } else { Status::SUCCESS };
+        assert_eq!(ends(&world.feed(&stream)), [(0, first), (1, Status::SUCCESS)]);
+    }
 }
 
 #[test]

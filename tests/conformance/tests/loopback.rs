@@ -172,6 +172,7 @@ impl Load {
 
 #[test]
 fn a_connection_that_breaks_loses_no_read_and_repeats_no_write() {
+    let mut lost = 0;
     for seed in 0..4 {
         println!("seed {seed}");
         let broken = ServerConfig { break_below: Some(200_000), breaks: 6, seed };
@@ -209,8 +210,10 @@ fn a_connection_that_breaks_loses_no_read_and_repeats_no_write() {
             assert!(load.now < until, "{count} to go, {:?}", load.submitted.keys());
         }
         println!("{} writes lost", load.lost);
+        lost += load.lost;
         assert!(server.stop() >= 3, "nothing was broken");
     }
+    assert!(lost > 0, "writes that were on their way are not submitted again");
 }
 
 #[test]
@@ -228,7 +231,7 @@ fn an_association_that_stays_lost_ends_everything() {
     let mut queue = controller.open_queue().unwrap();
     let memory = arena.carve(8192, 4096).unwrap();
     server.stop();
-    let now = Instant::now();
+    let began = Instant::now();
     let io = |tag, op| Io {
         tag,
         nsid: 1,
@@ -237,8 +240,8 @@ fn an_association_that_stays_lost_ends_everything() {
         block_count: 8,
         data: memory.subspan(tag * 4096, 4096).into(),
     };
-    queue.submit(now, &io(0, Op::Read)).unwrap();
-    queue.submit(now, &io(1, Op::Write { fua: false })).unwrap();
+    queue.submit(began, &io(0, Op::Read)).unwrap();
+    queue.submit(began, &io(1, Op::Write { fua: false })).unwrap();
     let (mut ended, mut gave_up) = (Vec::new(), false);
     while ended.len() < 2 || !gave_up {
         let now = Instant::now();
@@ -250,10 +253,10 @@ fn an_association_that_stays_lost_ends_everything() {
         let event = controller.poll(now);
         gave_up |= matches!(event, Some(ControllerEvent::GaveUp(_)));
         queue.wait(now, Duration::from_millis(10));
-        assert!(now.elapsed() < Duration::from_secs(10) && ended.len() <= 2);
+        assert!(now - began < Duration::from_secs(10) && ended.len() <= 2, "{ended:?}");
     }
-    // The read ends when there is no hope; the write when the old controller must have stopped.
-    assert_eq!(ended.iter().map(|(tag, _)| *tag).collect::<Vec<_>>(), [0, 1]);
-    assert!(ended[1].1 - now >= Duration::from_secs(2), "two keep-alive time-outs");
+    // The write ends when the old controller must have stopped: after two keep-alive time-outs.
+    let (_, at) = ended.iter().find(|(tag, _)| *tag == 1).expect("the write");
+    assert!(*at - began >= Duration::from_secs(2));
     assert!(queue.is_closed() && queue.room() == 0);
 }
