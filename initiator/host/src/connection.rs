@@ -34,7 +34,7 @@ use crate::slots::{Answer, Command, Outstanding, Slots, Transfer};
 
 /// What happened on a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Event {
+pub enum Event {
     /// The connection is initialized: commands may be submitted.
     Opened,
     /// A command has come to its end.
@@ -51,16 +51,18 @@ pub(crate) enum Event {
 
 /// The end of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Completed {
-    pub(crate) tag: u32,
-    pub(crate) answer: Answer,
+pub struct Completed {
+    /// The tag it was submitted with.
+    pub tag: u32,
+    /// What the controller said, and what the host side has to say besides.
+    pub answer: Answer,
     /// Bytes of its data that were moved.
-    pub(crate) bytes: u32,
+    pub bytes: u32,
 }
 
 /// A command of a connection that is over.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Left {
+pub enum Left {
     /// It was answered.
     Completed(Completed),
     /// Nobody knows what became of it.
@@ -69,7 +71,7 @@ pub(crate) enum Left {
 
 /// One connection, which is one queue.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub struct Connection {
     /// Digests that were asked for.
     digests: Digests,
     /// Most data in the capsule of an I/O command.
@@ -108,7 +110,7 @@ struct Incoming {
 
 impl Connection {
     /// A connection that begins by asking for these digests, for `depth` commands at a time.
-    pub(crate) fn new(digests: Digests, depth: u16) -> Self {
+    pub fn new(digests: Digests, depth: u16) -> Self {
         let mut request = IcReq::new_zeroed();
         request.header.pdu_type = pdu_type::IC_REQ;
         request.pfv = PFV_1_0.into();
@@ -133,14 +135,14 @@ impl Connection {
     }
 
     /// From now on capsules of I/O commands carry up to so much data.
-    pub(crate) fn set_in_capsule_bytes(&mut self, bytes: u32) {
+    pub fn set_in_capsule_bytes(&mut self, bytes: u32) {
         self.in_capsule_bytes = bytes;
     }
 
     /// Sends a command; `false`: it was not taken, because the connection is not open or has no
     /// place for it.
     #[inline]
-    pub(crate) fn submit(&mut self, mut command: Command) -> bool {
+    pub fn submit(&mut self, mut command: Command) -> bool {
         if self.phase != Phase::Open {
             return false;
         }
@@ -165,7 +167,7 @@ impl Connection {
 
     /// What happened; asked until there is nothing more, after each other call.
     #[inline]
-    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<Event> {
         if let Some(index) = self.left.pop_front()
             && let Some(it) = self.slots.release(index)
         {
@@ -177,7 +179,7 @@ impl Connection {
 
     /// Takes received bytes, up to the next event: how many. Fewer than there are: report the event
     /// first, or nothing is taken ever again.
-    pub(crate) fn handle_input(&mut self, input: &[u8]) -> usize {
+    pub fn handle_input(&mut self, input: &[u8]) -> usize {
         let mut rest = input;
         while self.takes_input() && !rest.is_empty() {
             let outcome = match self.receiver.receive(rest) {
@@ -197,12 +199,12 @@ impl Connection {
     /// Where the next received bytes belong, if they are data: they may be put there directly, and
     /// are reported by [`Connection::handle_payload`] then.
     #[inline]
-    pub(crate) fn payload(&self) -> Option<DmaSpan> {
+    pub fn payload(&self) -> Option<DmaSpan> {
         self.takes_input().then(|| self.receiver.payload())?
     }
 
     /// The first `bytes` of [`Connection::payload`] have been received.
-    pub(crate) fn handle_payload(&mut self, bytes: u32) {
+    pub fn handle_payload(&mut self, bytes: u32) {
         if !self.takes_input() {
             return;
         }
@@ -215,13 +217,13 @@ impl Connection {
 
     /// What is to be sent, in order.
     #[inline]
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+    pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
         self.outbox.pieces()
     }
 
     /// The first `bytes` of all pieces have left.
     #[inline]
-    pub(crate) fn handle_sent(&mut self, bytes: usize) {
+    pub fn handle_sent(&mut self, bytes: usize) {
         self.outbox.handle_sent(bytes);
         while let Some(index) = self.outbox.pop_left() {
             let Some(it) = self.slots.get(index) else { continue };
@@ -238,30 +240,30 @@ impl Connection {
 
     /// Everything has left.
     #[inline]
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.outbox.is_empty()
     }
 
     /// How many more commands fit.
     #[inline]
-    pub(crate) fn room(&self) -> usize {
+    pub fn room(&self) -> usize {
         if self.phase == Phase::Open { self.slots.room() } else { 0 }
     }
 
     /// How many commands are on their way.
     #[inline]
-    pub(crate) fn outstanding(&self) -> usize {
+    pub fn outstanding(&self) -> usize {
         self.slots.count()
     }
 
     /// The earliest time when a command has taken too long.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+    pub fn next_deadline(&self) -> Option<Instant> {
         self.slots.outstanding().filter_map(|it| it.command.deadline).min()
     }
 
     /// Ends the connection and tells what was on its way. Nothing more is received or sent for any
     /// of them: the caller closes the socket, and their memory is free.
-    pub(crate) fn abandon(&mut self) -> Vec<Left> {
+    pub fn abandon(&mut self) -> Vec<Left> {
         self.phase = Phase::Ended;
         let left = self.slots.drain();
         let end = |it: &Outstanding| match it.answer {

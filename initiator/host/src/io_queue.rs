@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 use dma::Arena;
 use nvme_spec::status::Status;
 
-use crate::admin::{check, commands};
+use crate::admin::check;
+use crate::admin::commands::connect_io;
 use crate::association::Page;
 use crate::connection::{Completed, Connection, Event, Left};
 use crate::error::Error;
@@ -33,7 +34,6 @@ use crate::link::Link;
 use crate::options::Options;
 use crate::shared::{Epoch, Shared, Up};
 use crate::slots::{Command, Effect};
-use crate::spans::Spans;
 
 /// The queue has no room for the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,13 +108,7 @@ impl IoQueue {
         if self.room() == 0 {
             return Err(Busy);
         }
-        let command = Command {
-            tag: io.tag,
-            sqe: io.to_sqe(),
-            data: io.data,
-            may_be_short: false,
-            deadline: Some(now + self.options.io_timeout),
-        };
+        let command = Command::of_io(io, Some(now + self.options.io_timeout));
         let link = self.link.as_mut().ok_or(Busy)?;
         if link.submit(command) { Ok(()) } else { Err(Busy) }
     }
@@ -230,12 +224,11 @@ impl IoQueue {
                     self.error = None;
                 }
                 _ => {
-                    let sqe = commands::connect(self.qid, self.up.depth + 1, 0);
-                    let data = commands::connect_data(&self.options, self.up.cntlid);
-                    self.page.span.write_obj(0, &data);
-                    let data = Spans::from(self.page.span.subspan(0, size_of_val(&data) as u32));
-                    let deadline = Some(now + self.options.admin_timeout);
-                    link.submit(Command { tag: 0, sqe, data, may_be_short: false, deadline });
+                    let Up { cntlid, depth, .. } = self.up;
+                    let deadline = now + self.options.admin_timeout;
+                    let page = self.page.span;
+                    let options = &self.options;
+                    link.submit(connect_io(options, cntlid, self.qid, depth, page, deadline));
                 }
             }
         }

@@ -35,6 +35,15 @@ mod shared;
 mod slots;
 mod spans;
 
+/// The state machines without I/O, for whoever has another way to move bytes: a simulated network,
+/// a fuzzer.
+pub mod protocol {
+    pub use crate::admin::commands::connect_io;
+    pub use crate::admin::{Admin, Output, Request};
+    pub use crate::connection::{Completed, Connection, Event, Left};
+    pub use crate::slots::{Answer, Command, Effect};
+}
+
 pub use attached::Attached;
 pub use controller::{Controller, ControllerEvent};
 pub use discovery::{Discovered, SubsystemKind, Transport, discover};

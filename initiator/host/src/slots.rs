@@ -13,26 +13,36 @@ use nvme_spec::opcode::{self, DataDirection, nvm};
 use nvme_spec::status::Status;
 use nvme_spec::{fabrics, tcp::R2t};
 
+use crate::io::Io;
 use crate::limits::{INDEX_BITS, MAX_DEPTH};
 use crate::spans::Spans;
 
 /// A command as it is submitted. Its identifier and data pointer are filled in on the way.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Command {
+pub struct Command {
     /// Comes back with the answer.
-    pub(crate) tag: u32,
-    pub(crate) sqe: Sqe,
-    pub(crate) data: Spans,
+    pub tag: u32,
+    /// The command itself.
+    pub sqe: Sqe,
+    /// Its data.
+    pub data: Spans,
     /// An answer with less data than there is room for is good.
-    pub(crate) may_be_short: bool,
+    pub may_be_short: bool,
     /// When it has taken too long; `None` for one that waits for what may never happen.
-    pub(crate) deadline: Option<Instant>,
+    pub deadline: Option<Instant>,
 }
 
 impl Command {
+    /// An I/O.
+    #[inline]
+    pub fn of_io(io: &Io, deadline: Option<Instant>) -> Self {
+        let Io { tag, data, .. } = *io;
+        Self { tag, sqe: io.to_sqe(), data, may_be_short: false, deadline }
+    }
+
     /// Which way its data goes.
     #[inline]
-    pub(crate) fn direction(&self) -> DataDirection {
+    pub fn direction(&self) -> DataDirection {
         match (self.data.bytes(), self.sqe.opcode()) {
             (0, _) => DataDirection::None,
             (_, opcode::FABRICS) => DataDirection::of(fabrics::fctype(&self.sqe)),
@@ -41,7 +51,7 @@ impl Command {
     }
 
     /// What executing it once more, or later than anyone expects, would do.
-    pub(crate) fn effect(&self) -> Effect {
+    pub fn effect(&self) -> Effect {
         match self.sqe.opcode() {
             nvm::READ | nvm::COMPARE => Effect::None,
             nvm::FLUSH => Effect::Harmless,
@@ -52,7 +62,7 @@ impl Command {
 
 /// What a command does to its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub enum Effect {
     /// Nothing: it may be executed at any time, and again.
     None,
     /// Nothing that could be in the way of later commands; but when it is executed matters.
@@ -63,10 +73,11 @@ pub(crate) enum Effect {
 
 /// What a controller says at the end of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) status: Status,
+pub struct Answer {
+    /// Status.
+    pub status: Status,
     /// DW0 and DW1.
-    pub(crate) result: u64,
+    pub result: u64,
 }
 
 /// A command on its way.

@@ -1,5 +1,8 @@
 //! Fabrics commands, and what the answers of admin commands mean.
 
+use std::time::Instant;
+
+use dma::DmaSpan;
 use nvme_spec::command::Sqe;
 use nvme_spec::fabrics::{
     CATTR_DISABLE_SQ_FLOW_CONTROL, Connect, ConnectData, PROPERTY_4_BYTES, PROPERTY_8_BYTES,
@@ -10,6 +13,8 @@ use nvme_spec::opcode;
 use zerocopy::FromZeros;
 
 use crate::options::Options;
+use crate::slots::Command;
+use crate::spans::Spans;
 
 /// A Connect command for queue `qid` with `entries` entries. We never have more commands
 /// outstanding than the queue has room for, so that we do not need SQHD: without it a read ends
@@ -23,6 +28,24 @@ pub(crate) fn connect(qid: u16, entries: u16, kato_ms: u32) -> Sqe {
     connect.cattr = CATTR_DISABLE_SQ_FLOW_CONTROL;
     connect.kato_ms = kato_ms.into();
     zerocopy::transmute!(connect)
+}
+
+/// The Connect command of I/O queue `qid` of a controller, for `depth` commands at a time. `page`
+/// holds its data until it completes.
+pub fn connect_io(
+    options: &Options,
+    cntlid: u16,
+    qid: u16,
+    depth: u16,
+    page: DmaSpan,
+    deadline: Instant,
+) -> Command {
+    let data = connect_data(options, cntlid);
+    page.write_obj(0, &data);
+    let data = Spans::from(page.subspan(0, size_of_val(&data) as u32));
+    // One entry always stays free.
+    let sqe = connect(qid, depth + 1, 0);
+    Command { tag: 0, sqe, data, may_be_short: false, deadline: Some(deadline) }
 }
 
 /// The data of a Connect command.

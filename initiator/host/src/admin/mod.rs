@@ -48,7 +48,7 @@ const EVENT_REQUEST: u32 = 2;
 
 /// What happened on an admin queue.
 #[derive(Debug)]
-pub(crate) enum Output {
+pub enum Output {
     /// Bring-up is over: I/O queues may be connected.
     Ready,
     /// Namespaces came, went or changed; the list is the new one.
@@ -63,14 +63,16 @@ pub(crate) enum Output {
 
 /// A command of the caller's that returns up to [`PAGE_BYTES`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
-    pub(crate) sqe: Sqe,
-    pub(crate) bytes: u32,
+pub struct Request {
+    /// The command.
+    pub sqe: Sqe,
+    /// Bytes that it returns at most.
+    pub bytes: u32,
 }
 
 /// The admin queue of one association.
 #[derive(Debug)]
-pub(crate) struct Admin {
+pub struct Admin {
     options: Arc<Options>,
     /// Data of the step under way.
     page: DmaSpan,
@@ -133,7 +135,7 @@ enum EventRequest {
 
 impl Admin {
     /// An association that begins. `page` has [`PAGE_BYTES`] and is its own.
-    pub(crate) fn new(options: Arc<Options>, page: DmaSpan) -> Self {
+    pub fn new(options: Arc<Options>, page: DmaSpan) -> Self {
         Self {
             options,
             page,
@@ -159,7 +161,7 @@ impl Admin {
 
     /// The next command to submit, until there is none; asked again after each completion, and when
     /// [`Admin::next_wakeup`] has come.
-    pub(crate) fn poll_command(&mut self, now: Instant) -> Option<Command> {
+    pub fn poll_command(&mut self, now: Instant) -> Option<Command> {
         let limit = now + self.options.admin_timeout;
         if self.keep_alive_at.is_some_and(|at| now >= at) {
             self.keep_alive_at = None;
@@ -188,7 +190,7 @@ impl Admin {
     ///
     /// # Errors
     /// The association cannot go on.
-    pub(crate) fn handle_completed(&mut self, now: Instant, done: Completed) -> Result<(), Error> {
+    pub fn handle_completed(&mut self, now: Instant, done: Completed) -> Result<(), Error> {
         match done.tag {
             KEEP_ALIVE => {
                 check("Keep Alive", done.answer)?;
@@ -207,44 +209,44 @@ impl Admin {
     }
 
     /// What happened, until there is nothing more.
-    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+    pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
     /// When [`Admin::poll_command`] is to be asked again, if nothing happens before.
-    pub(crate) fn next_wakeup(&self) -> Option<Instant> {
+    pub fn next_wakeup(&self) -> Option<Instant> {
         [self.keep_alive_at, self.resume_at].into_iter().flatten().min()
     }
 
     /// Submits a command of the caller's; [`Output::Answered`] follows. One at a time.
-    pub(crate) fn request(&mut self, request: Request) {
+    pub fn request(&mut self, request: Request) {
         debug_assert!(self.request.is_none() && request.bytes as usize <= PAGE_BYTES);
         self.request = Some(request);
     }
 
     /// Begins an orderly end; [`Output::Down`] follows.
-    pub(crate) fn shut_down(&mut self) {
+    pub fn shut_down(&mut self) {
         self.shutdown = true;
     }
 
     /// The controller, once it is ready.
-    pub(crate) fn info(&self) -> Option<&ControllerInfo> {
+    pub fn info(&self) -> Option<&ControllerInfo> {
         self.info.as_ref()
     }
 
     /// Namespaces that can be used.
-    pub(crate) fn namespaces(&self) -> &[Namespace] {
+    pub fn namespaces(&self) -> &[Namespace] {
         &self.namespaces
     }
 
     /// Most data in the capsule of an I/O command.
-    pub(crate) fn in_capsule_bytes(&self) -> u32 {
+    pub fn in_capsule_bytes(&self) -> u32 {
         self.traits.in_capsule_bytes
     }
 
     /// How long after a loss this controller may still execute commands: it notices the loss when
     /// keep-alives have been missing, and then has its quiesce time (NVMe Base 2.1, section 9.6).
-    pub(crate) fn quiesce_after_loss(&self) -> Duration {
+    pub fn quiesce_after_loss(&self) -> Duration {
         self.options.keep_alive * self.traits.notices_after + self.traits.quiesce
     }
 
