@@ -3,10 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use api::parse_size;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-
-use crate::size::parse_size;
 
 /// Exports NVMe SSDs over RDMA: the command line of the Forebay daemon.
 #[derive(Debug, Parser)]
