@@ -5,7 +5,8 @@
 //! as they can be without knowing the daemon's state, or into the [`Response`] that says what is
 //! wrong with it. The types in [`results`] are what `--json` of the command line prints, so their
 //! field names are stable. [`LineBuffer`] cuts a stream into lines for both ends;
-//! [`ControlSocket`] is the calling end, blocking and with a time-out.
+//! [`ControlSocket`] is the calling end, blocking and with a time-out. [`parse_size`] and
+//! [`show_size`] are how sizes are typed and shown.
 //!
 //! It does no I/O for the daemon, knows no batches and no notifications: every request has an id
 //! and gets one response.
@@ -19,6 +20,7 @@ mod names;
 mod request;
 pub mod results;
 mod rpc;
+mod size;
 mod socket;
 
 pub use endpoint::{Endpoint, Transport};
@@ -33,6 +35,7 @@ pub use request::{
     ExportRemove, HostChange, HostList, LogLevel, LogSet, METHODS, Nothing,
 };
 pub use rpc::{Id, Request, Response};
+pub use size::{parse_size, show_size};
 pub use socket::{CallError, ControlSocket};
 
 /// Where the daemon listens unless told otherwise.

@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use api::Endpoint;
+use api::{Endpoint, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-
-use crate::size::parse_size;
 
 /// Exports NVMe SSDs over RDMA: the command line of the Forebay daemon.
 #[derive(Debug, Parser)]

@@ -11,7 +11,6 @@
 mod arguments;
 mod error;
 mod run;
-mod size;
 mod tables;
 
 use std::io::{self, Write as _};

@@ -4,10 +4,9 @@ use api::results::{
     BdevInfo, ConnectionInfo, DeviceHealth, DeviceInfo, ExportInfo, ExportState, HostAccess, Stats,
     VersionInfo,
 };
+use api::show_size;
 use comfy_table::Table;
 use comfy_table::presets;
-
-use crate::size::show_size;
 
 pub(crate) fn devices(infos: &[DeviceInfo]) -> String {
     let header = [

@@ -547,7 +547,7 @@ mod tests {
         let arena = Arena::plain_pages(4 << 20).unwrap();
         let pool = || Pool::new(arena, 1 << 20, 1 << 20).unwrap();
         let ring = ControlRing::new(8, EventFd::new().unwrap());
-        let config = EngineConfig { requests: 8, max_transfer_bytes: 4096 };
+        let config = EngineConfig { requests: 8, max_transfer_bytes: 4096, queue_share: 1 };
         let mut core = Core::new(0, config, pool(), pool(), Arc::clone(&ring)).unwrap();
         let geometry = Geometry {
             block_bytes: 512,

@@ -64,6 +64,10 @@ pub(crate) const DEVICES_END_LIMIT: Duration = Duration::from_secs(15);
 /// Largest data transfer of one command: MDTS, 1 MiB.
 pub(crate) const MAX_TRANSFER_BYTES: u32 = 1 << 20;
 
+/// One over this is the part that one queue may hold of a core's memory for data, as far as other
+/// queues have left it. Eight queues whose hosts take nothing leave a tenth.
+pub(crate) const QUEUE_SHARE: usize = 4;
+
 /// RDMA READs that we ask to have in flight on a connection.
 pub(crate) const READ_DEPTH: u8 = 16;
 

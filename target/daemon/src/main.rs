@@ -36,7 +36,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::control::{Control, Parts, Rdma, Tcp};
 use crate::core::Core;
 use crate::limits::{
-    CORE_RING, MAX_CONNECTIONS, MAX_TRANSFER_BYTES, MIN_DATA_BYTES, REQUESTS_PER_CORE,
+    CORE_RING, MAX_CONNECTIONS, MAX_TRANSFER_BYTES, MIN_DATA_BYTES, QUEUE_SHARE, REQUESTS_PER_CORE,
 };
 use crate::lock::Lock;
 use crate::message::{ControlRing, CoreMessage};
@@ -171,8 +171,11 @@ fn start_cores(
     ring: &Arc<ControlRing>,
 ) -> anyhow::Result<Vec<Reactor<CoreMessage>>> {
     let block = MAX_TRANSFER_BYTES as usize;
-    let config =
-        EngineConfig { requests: REQUESTS_PER_CORE, max_transfer_bytes: MAX_TRANSFER_BYTES };
+    let config = EngineConfig {
+        requests: REQUESTS_PER_CORE,
+        max_transfer_bytes: MAX_TRANSFER_BYTES,
+        queue_share: QUEUE_SHARE,
+    };
     let start = |(core, &cpu): (usize, &usize)| {
         let data = Pool::new(arena, shares.data, block)?;
         let memory = Pool::new(arena, shares.memory, block)?;

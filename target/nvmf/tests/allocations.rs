@@ -34,7 +34,8 @@ impl Core {
         let capsule = arena.carve(4096, 4096).unwrap();
         // Half of what all slots want, so that requests wait for buffers too.
         let pool = Pool::new(arena, 8 * MAX_TRANSFER as usize, MAX_TRANSFER as usize).unwrap();
-        let config = EngineConfig { requests: SLOTS, max_transfer_bytes: MAX_TRANSFER };
+        let config =
+            EngineConfig { requests: SLOTS, max_transfer_bytes: MAX_TRANSFER, queue_share: 1 };
         let mut engine = Engine::new(config, pool);
         let geometry = bdev.geometry();
         engine.set_namespace(0, 1, Some(Namespace { channel: 0, geometry, read_only: false }));

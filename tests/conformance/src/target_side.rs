@@ -76,7 +76,7 @@ impl TargetSide {
         target.add_namespace(NQN, namespace(geometry)).expect("a namespace");
         let listener = Listener { transport: Transport::Tcp, addr: local };
         target.add_listener(listener).expect("an address");
-        let config = EngineConfig { requests: 4096, max_transfer_bytes: 1 << 20 };
+        let config = EngineConfig { requests: 4096, max_transfer_bytes: 1 << 20, queue_share: 4 };
         let mut engine = Engine::new(config, pool(24 << 20));
         let on_core = Namespace { channel: 0, geometry, read_only: false };
         engine.set_namespace(subsystem, 1, Some(on_core));

@@ -47,7 +47,7 @@ impl World {
         let arena = crate::arena();
         let capsule = arena.carve(CAPSULE as usize, 4096).expect("room");
         let pool = Pool::new(arena, 256 << 10, MAX_TRANSFER as usize).expect("room");
-        let config = EngineConfig { requests: 2, max_transfer_bytes: MAX_TRANSFER };
+        let config = EngineConfig { requests: 2, max_transfer_bytes: MAX_TRANSFER, queue_share: 1 };
         let mut engine = Engine::new(config, pool);
         let namespace = Namespace { channel: 0, geometry: geometry(512, 1000), read_only: false };
         engine.set_namespace(0, 1, Some(namespace));

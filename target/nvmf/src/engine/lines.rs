@@ -50,7 +50,7 @@ pub(super) enum For {
     Channel = 1,
 }
 
-/// The first and the last of a line; the requests have the links.
+/// The first and the last of those that wait; the requests have the links.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct List {
     ends: Option<(RequestId, RequestId)>,
@@ -95,7 +95,7 @@ impl Lines {
     #[inline]
     pub(super) fn is_free(&self, line: usize, what: For) -> bool {
         let blocked = what == For::Buffer && self.starved;
-        self.lines[line].lists[what as usize].ends.is_none() && !blocked
+        self.lines[line].lists[what as usize].is_empty() && !blocked
     }
 
     #[inline]
@@ -133,7 +133,7 @@ impl Lines {
         let count = self.lines.len();
         let start = self.next[what as usize];
         for line in (start..count).chain(0..start.min(count)) {
-            if let Some((first, _)) = self.lines[line].lists[what as usize].ends
+            if let Some(first) = self.lines[line].lists[what as usize].first()
                 && (what == For::Buffer || self.lines[line].busy_at != self.turn)
                 && good(self, line, first)
             {
@@ -152,32 +152,57 @@ impl Lines {
 
     pub(super) fn push_back(&mut self, slab: &mut Slab, line: usize, what: For, id: RequestId) {
         self.waiting[what as usize] += 1;
-        let list = &mut self.lines[line].lists[what as usize];
-        match list.ends {
-            None => list.ends = Some((id, id)),
-            Some((first, last)) => {
-                slab.request_mut(last).next = Some(id);
-                slab.request_mut(id).prev = Some(last);
-                list.ends = Some((first, id));
-            }
-        }
+        self.lines[line].lists[what as usize].push_back(slab, id);
     }
 
     pub(super) fn push_front(&mut self, slab: &mut Slab, line: usize, what: For, id: RequestId) {
         self.waiting[what as usize] += 1;
-        let list = &mut self.lines[line].lists[what as usize];
-        match list.ends {
-            None => list.ends = Some((id, id)),
-            Some((first, last)) => {
-                slab.request_mut(first).prev = Some(id);
-                slab.request_mut(id).next = Some(first);
-                list.ends = Some((id, last));
-            }
-        }
+        self.lines[line].lists[what as usize].push_front(slab, id);
     }
 
     pub(super) fn remove(&mut self, slab: &mut Slab, line: usize, what: For, id: RequestId) {
         self.waiting[what as usize] -= 1;
+        self.lines[line].lists[what as usize].remove(slab, id);
+        if self.waiting[For::Buffer as usize] == 0 {
+            self.starved = false;
+        }
+    }
+}
+
+impl List {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    #[inline]
+    pub(super) fn first(&self) -> Option<RequestId> {
+        self.ends.map(|(first, _)| first)
+    }
+
+    pub(super) fn push_back(&mut self, slab: &mut Slab, id: RequestId) {
+        match self.ends {
+            None => self.ends = Some((id, id)),
+            Some((first, last)) => {
+                slab.request_mut(last).next = Some(id);
+                slab.request_mut(id).prev = Some(last);
+                self.ends = Some((first, id));
+            }
+        }
+    }
+
+    pub(super) fn push_front(&mut self, slab: &mut Slab, id: RequestId) {
+        match self.ends {
+            None => self.ends = Some((id, id)),
+            Some((first, last)) => {
+                slab.request_mut(first).prev = Some(id);
+                slab.request_mut(id).next = Some(first);
+                self.ends = Some((id, last));
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, slab: &mut Slab, id: RequestId) {
         let request = slab.request_mut(id);
         let (prev, next) = (request.prev.take(), request.next.take());
         if let Some(prev) = prev {
@@ -186,14 +211,10 @@ impl Lines {
         if let Some(next) = next {
             slab.request_mut(next).prev = prev;
         }
-        let list = &mut self.lines[line].lists[what as usize];
-        if let Some((first, last)) = list.ends {
+        if let Some((first, last)) = self.ends {
             let first = if first == id { next } else { Some(first) };
             let last = if last == id { prev } else { Some(last) };
-            list.ends = first.zip(last);
-        }
-        if self.waiting[For::Buffer as usize] == 0 {
-            self.starved = false;
+            self.ends = first.zip(last);
         }
     }
 }

@@ -19,13 +19,15 @@
 //!
 //! A request waits for one buffer at most and holds nothing else that another waits for, so
 //! waiting requests cannot deadlock. Those of one namespace are served in the order they came, and
-//! namespaces take turns (`lines`).
+//! namespaces take turns (`lines`). The commands of one queue hold only a part of the memory
+//! (`parked`).
 //!
 //! A request whose queue has closed takes no further step that touches the host: whatever comes
 //! back for it only releases it. A queue is gone when its last request has been released.
 
 mod command;
 mod lines;
+mod parked;
 mod request;
 mod slab;
 #[cfg(test)]
@@ -42,8 +44,10 @@ pub use self::slab::{Carrier, Closed, QueueId, QueueLoad, QueueParams, QueueRole
 
 use self::command::Plan;
 use self::lines::{For, Lines};
+use self::parked::Parked;
 use self::request::{Buffer, State, Work};
 use self::slab::Slab;
+use crate::limits::MAX_QUEUES_PER_CORE;
 
 /// What to do next for a request.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +82,9 @@ pub struct EngineConfig {
     pub requests: u32,
     /// Largest data transfer of one command, in bytes.
     pub max_transfer_bytes: u32,
+    /// One over this is the part that the commands of one queue may hold of the memory that no
+    /// other queue holds; one buffer they always may. 1: all of it.
+    pub queue_share: usize,
 }
 
 /// Counters of one core, for the control half to read between turns.
@@ -99,6 +106,7 @@ pub struct Engine {
     namespaces: Namespaces,
     pool: Pool,
     lines: Lines,
+    parked: Parked,
     stats: EngineStats,
 }
 
@@ -106,11 +114,13 @@ impl Engine {
     /// An engine whose data buffers come from `pool`.
     pub fn new(config: EngineConfig, pool: Pool) -> Self {
         assert!(config.max_transfer_bytes <= pool.max_block_bytes(), "a transfer fits a buffer");
+        assert!(config.queue_share > 0);
         Self {
             config,
             slab: Slab::new(config.requests),
             namespaces: Namespaces::default(),
             lines: Lines::new(pool.bytes()),
+            parked: Parked::new(MAX_QUEUES_PER_CORE),
             pool,
             stats: EngineStats::default(),
         }
@@ -228,6 +238,13 @@ impl Engine {
     /// returns [`Step::None`], which it does when nobody waits, every channel that is waited for is
     /// busy, and no buffer can be had.
     pub fn poll_step(&mut self) -> Step {
+        while let Some(id) = self.next_parked() {
+            match self.line_up(id) {
+                // Into the line of its namespace.
+                Step::None => {}
+                step => return step,
+            }
+        }
         while let Some(id) = self.next_for_buffer() {
             match self.begin(id) {
                 // From one line to the next: its channel is busy.
@@ -246,7 +263,7 @@ impl Engine {
     /// How many requests wait for a buffer or a channel.
     #[inline]
     pub fn waiting(&self) -> usize {
-        self.lines.waiting()
+        self.lines.waiting() + self.parked.count()
     }
 
     /// Ends a command early if it still waits here: it is answered with Command Abort Requested.
@@ -254,7 +271,7 @@ impl Engine {
     pub fn abort(&mut self, queue: QueueId, cid: u16) -> Option<Step> {
         let id = self.slab.find(queue, cid)?;
         match self.slab.state(id) {
-            State::WaitBuffer | State::WaitChannel => {
+            State::Parked | State::WaitBuffer | State::WaitChannel => {
                 self.stop_waiting(id);
                 Some(self.respond(id, 0, Status::COMMAND_ABORT_REQUESTED, 0))
             }
@@ -304,7 +321,8 @@ impl Engine {
     /// back.
     pub fn close_queue(&mut self, queue: QueueId) {
         for id in self.slab.close(queue) {
-            if matches!(self.slab.state(id), State::WaitBuffer | State::WaitChannel) {
+            if matches!(self.slab.state(id), State::Parked | State::WaitBuffer | State::WaitChannel)
+            {
                 self.stop_waiting(id);
                 let _ = self.release(id);
             }
@@ -346,6 +364,18 @@ impl Engine {
     }
 
     fn acquire_buffer(&mut self, id: RequestId) -> Step {
+        // A later request must not overtake those that wait.
+        let queue = self.slab.request(id).queue;
+        if self.parked.has(queue) || !self.queue_may_have(id) {
+            self.stats.buffer_waits += 1;
+            self.park(id);
+            return Step::None;
+        }
+        self.line_up(id)
+    }
+
+    /// Gives a request its buffer, or a place in the line of its namespace.
+    fn line_up(&mut self, id: RequestId) -> Step {
         let line = self.slab.request(id).work.line();
         // A later request must not overtake those that wait.
         if self.lines.is_free(line, For::Buffer) && self.give_buffer(line, id) {
@@ -359,19 +389,47 @@ impl Engine {
 
     /// The next request that waits for a buffer, which it has when this returns.
     fn next_for_buffer(&mut self) -> Option<RequestId> {
-        let free = self.pool.free_bytes();
-        let slab = &self.slab;
-        let may = |lines: &Lines, line: usize, id: RequestId| {
-            lines.may_have(line, Pool::block_bytes(slab.request(id).length), free)
-        };
-        let (line, id) = self.lines.next(For::Buffer, may)?;
-        // Without a run that is long enough it stays the next.
-        if !self.give_buffer(line, id) {
+        loop {
+            let free = self.pool.free_bytes();
+            let slab = &self.slab;
+            let may = |lines: &Lines, line: usize, id: RequestId| {
+                lines.may_have(line, Pool::block_bytes(slab.request(id).length), free)
+            };
+            let (line, id) = self.lines.next(For::Buffer, may)?;
+            let parks = !self.queue_may_have(id);
+            // Without a run that is long enough it stays the next.
+            if !parks && !self.give_buffer(line, id) {
+                return None;
+            }
+            self.lines.pass(For::Buffer);
+            self.lines.remove(&mut self.slab, line, For::Buffer, id);
+            if !parks {
+                return Some(id);
+            }
+            // Out of the way of other queues.
+            self.park(id);
+        }
+    }
+
+    /// Whether the queue of this request may hold the memory for it, too.
+    #[inline]
+    fn queue_may_have(&self, id: RequestId) -> bool {
+        may_hold(&self.slab, id, self.pool.free_bytes(), self.config.queue_share)
+    }
+
+    fn park(&mut self, id: RequestId) {
+        self.slab.set_state(id, State::Parked);
+        let queue = self.slab.request(id).queue;
+        self.parked.push(&mut self.slab, queue, id);
+    }
+
+    /// The next request whose queue may hold the memory for it again.
+    fn next_parked(&mut self) -> Option<RequestId> {
+        if self.parked.count() == 0 {
             return None;
         }
-        self.lines.pass(For::Buffer);
-        self.lines.remove(&mut self.slab, line, For::Buffer, id);
-        Some(id)
+        let (free, share) = (self.pool.free_bytes(), self.config.queue_share);
+        self.parked.next(&mut self.slab, |slab, id| may_hold(slab, id, free, share))
     }
 
     /// Gives a request its buffer, if its line may have one and there is one.
@@ -385,8 +443,9 @@ impl Engine {
         let buffer = self.pool.alloc(request.length);
         self.lines.set_starved(buffer.is_none());
         let Some(buffer) = buffer else { return false };
-        self.lines.hold(line, bytes);
         request.buffer = Buffer::Pool(buffer);
+        self.lines.hold(line, bytes);
+        self.slab.hold(id, bytes);
         true
     }
 
@@ -445,8 +504,10 @@ impl Engine {
 
     /// Takes a request that waits out of its line.
     fn stop_waiting(&mut self, id: RequestId) {
-        let line = self.slab.request(id).work.line();
+        let request = self.slab.request(id);
+        let (line, queue) = (request.work.line(), request.queue);
         let what = match self.slab.state(id) {
+            State::Parked => return self.parked.remove(&mut self.slab, queue, id),
             State::WaitBuffer => For::Buffer,
             State::WaitChannel => For::Channel,
             _ => return,
@@ -458,12 +519,21 @@ impl Engine {
         let request = self.slab.request_mut(id);
         let line = request.work.line();
         if let Buffer::Pool(buffer) = request.take_buffer() {
-            self.lines.give_back(line, buffer.span().len() as usize);
+            let bytes = buffer.span().len() as usize;
+            self.lines.give_back(line, bytes);
             self.pool.free(buffer);
+            self.slab.give_back(id, bytes);
         }
         match self.slab.release(id) {
             Some(queue) => Step::Drained(queue),
             None => Step::None,
         }
     }
+}
+
+/// Whether the queue of a request may hold the memory for it, with so much free.
+#[inline]
+fn may_hold(slab: &Slab, id: RequestId, free: usize, share: usize) -> bool {
+    let (held, bytes) = (slab.held_of(id), Pool::block_bytes(slab.request(id).length));
+    held == 0 || (held + bytes) * share <= free + held
 }

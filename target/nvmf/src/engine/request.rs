@@ -86,6 +86,8 @@ pub(super) enum State {
     Armed,
     /// A capsule arrived and is being looked at: never seen between two calls.
     Arrived,
+    /// Waits until its queue may hold more memory.
+    Parked,
     /// Waits for a buffer.
     WaitBuffer,
     /// The carrier fetches the host's data.

@@ -94,6 +94,8 @@ pub(super) struct Queue {
     sqhd: u16,
     /// Requests between arrival and release.
     outstanding: u32,
+    /// Bytes of the buffers that they hold.
+    held: usize,
     commands: u64,
     ids: Vec<RequestId>,
 }
@@ -141,6 +143,7 @@ impl Slab {
             params: UNBOUND,
             sqhd: 0,
             outstanding: 0,
+            held: 0,
             commands: 0,
             ids: Vec::new(),
         };
@@ -305,6 +308,22 @@ impl Slab {
     pub(super) fn sqhd_of(&self, id: RequestId) -> u16 {
         let queue = self.queue(id);
         if queue.params.flow_control { queue.sqhd } else { u16::MAX }
+    }
+
+    /// Bytes of the buffers that the queue of this request holds.
+    #[inline]
+    pub(super) fn held_of(&self, id: RequestId) -> usize {
+        self.queue(id).held
+    }
+
+    #[inline]
+    pub(super) fn hold(&mut self, id: RequestId, bytes: usize) {
+        self.queues[self.requests[id.0 as usize].queue as usize].held += bytes;
+    }
+
+    #[inline]
+    pub(super) fn give_back(&mut self, id: RequestId, bytes: usize) {
+        self.queues[self.requests[id.0 as usize].queue as usize].held -= bytes;
     }
 
     #[inline]

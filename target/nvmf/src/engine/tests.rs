@@ -60,10 +60,15 @@ impl World {
     }
 
     fn with(carrier: Carrier, params: QueueParams) -> Self {
+        Self::with_share(carrier, params, 1)
+    }
+
+    fn with_share(carrier: Carrier, params: QueueParams, queue_share: usize) -> Self {
         let arena = Arena::plain_pages(8 << 20).unwrap();
         let capsule = arena.carve(8192, 4096).unwrap();
         let pool = Pool::new(arena, 4 << 20, MAX_TRANSFER as usize).unwrap();
-        let config = EngineConfig { requests: REQUESTS, max_transfer_bytes: MAX_TRANSFER };
+        let config =
+            EngineConfig { requests: REQUESTS, max_transfer_bytes: MAX_TRANSFER, queue_share };
         let mut engine = Engine::new(config, pool);
         engine.set_namespace(SUBSYSTEM, 1, Some(namespace(CHANNEL, 512, BLOCKS)));
         let read_only = Namespace { read_only: true, ..namespace(8, 4096, 1000) };

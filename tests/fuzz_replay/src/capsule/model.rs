@@ -56,7 +56,8 @@ impl World {
         let pages = arena.carve((REQUESTS * PAGE) as usize, 4096).expect("room");
         // Little enough that requests wait.
         let pool = Pool::new(arena, 192 << 10, MAX_TRANSFER as usize).expect("room");
-        let config = EngineConfig { requests: REQUESTS, max_transfer_bytes: MAX_TRANSFER };
+        let config =
+            EngineConfig { requests: REQUESTS, max_transfer_bytes: MAX_TRANSFER, queue_share: 2 };
         Self {
             engine: Engine::new(config, pool),
             queues: Vec::new(),

@@ -96,6 +96,80 @@ fn a_host_that_takes_no_response_holds_up_only_itself() {
     world.assert_idle();
 }
 
+/// Reads of 64 KiB, and how many of them did not have to wait: their data is with the host.
+fn fill(world: &mut World, ids: &[RequestId]) -> usize {
+    let mut at_host = 0;
+    for &id in ids {
+        let step = world.engine.handle_capsule(id, read(0, 128), None);
+        if let Step::Submit { .. } = step {
+            let step = world.engine.handle_done(submitted(&step).0, Status::SUCCESS);
+            assert!(matches!(step, Step::Respond(_)));
+            at_host += 1;
+        }
+    }
+    at_host
+}
+
+/// However many queues of hosts that take nothing there are, and however much they ask for: all
+/// hold a part of what the others have left, and whoever goes on does so at once.
+#[test]
+fn hosts_that_take_nothing_leave_memory_for_the_others() {
+    let mut world = World::with_share(Carrier::Keyed, io_queue(32), 4);
+    let mut stuck = Vec::new();
+    for slots in [16, 8, 8] {
+        let (queue, ids) = match stuck.is_empty() {
+            true => (world.queue, world.armed.split_off(16)),
+            false => world.engine.open_queue(Carrier::Keyed, slots).unwrap(),
+        };
+        world.engine.bind_queue(queue, io_queue(32));
+        let before = world.engine.pool().free_bytes();
+        let at_host = fill(&mut world, &ids);
+        let held = before - world.engine.pool().free_bytes();
+        assert!(held * 4 <= before, "{held} of {before}");
+        stuck.push((queue, at_host));
+    }
+    assert_eq!(stuck[0].1, 16, "a quarter of 4 MiB");
+    let (other, ids) = world.engine.open_queue(Carrier::Keyed, 8).unwrap();
+    world.engine.bind_queue(other, io_queue(32));
+    for _ in 0..3 {
+        for &id in &ids {
+            let step = world.engine.handle_capsule(id, read(0, 128), None);
+            let step = world.engine.handle_done(submitted(&step).0, Status::SUCCESS);
+            assert!(matches!(step, Step::Respond(_)));
+            assert!(is_none(&world.engine.handle_sent(id)));
+        }
+    }
+    for (queue, _) in stuck {
+        world.engine.close_queue(queue);
+        assert_eq!(world.engine.release_carried(queue), Closed::Drained);
+    }
+    world.assert_idle();
+}
+
+#[test]
+fn commands_beyond_what_a_queue_may_hold_wait_for_their_own_alone() {
+    let mut world = World::with_share(Carrier::Keyed, io_queue(32), 4);
+    let first = world.send(read(0, 2048));
+    let waits: Vec<Step> = (1..4).map(|slba| world.send(with_cid(read(slba, 128), 9))).collect();
+    assert!(waits.iter().all(is_none), "the first has all that the queue may hold");
+    assert_eq!((world.engine.waiting(), world.engine.stats().buffer_waits), (3, 3));
+    assert!(poll(&mut world).is_empty());
+    let aborted = world.engine.abort(world.queue, 9).expect("it waits");
+    assert_eq!(world.sent(aborted).status(), Status::COMMAND_ABORT_REQUESTED);
+    world.complete(first);
+    let steps = poll(&mut world);
+    let order: Vec<u64> = steps.iter().map(|step| submitted(step).1.slba).collect();
+    assert_eq!(order, [2, 3], "in their order, without the one that was aborted");
+    let more: Vec<Step> = (0..20).map(|slba| world.send(read(slba, 128))).collect();
+    assert_eq!(more.iter().filter(|step| is_none(step)).count(), 6);
+    world.engine.close_queue(world.queue);
+    assert_eq!(world.engine.waiting(), 0, "those that waited end with their queue");
+    for step in steps.into_iter().chain(more.into_iter().filter(|step| !is_none(step))) {
+        assert!(is_none(&world.engine.handle_done(submitted(&step).0, Status::SUCCESS)));
+    }
+    world.assert_idle();
+}
+
 #[test]
 fn a_busy_channel_is_offered_one_per_turn_and_keeps_the_order() {
     let mut world = World::new();

@@ -1,8 +1,11 @@
-//! Sizes as people write them.
+//! Sizes as people write them, for every command line.
 
 /// Parses bytes: a number, or a number with a unit. `K M G T` and `KiB MiB GiB TiB` are powers of
 /// 1024, as in every storage tool; `KB MB GB TB` are powers of 1000.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// It is none; the text says what one looks like.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
@@ -27,7 +30,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 
 /// Bytes for people: the largest binary unit that leaves at least 1, with one decimal where there
 /// is a fraction.
-pub(crate) fn show_size(bytes: u64) -> String {
+pub fn show_size(bytes: u64) -> String {
     let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let Some((unit, shift)) = units.into_iter().find(|(_, shift)| bytes >> shift > 0) else {
         return format!("{bytes} B");

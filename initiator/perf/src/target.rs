@@ -1,0 +1,160 @@
+//! Opening a target.
+//!
+//! Whatever a target is, it comes as a [`Bdev`]; the rest of the crate knows nothing else. A kind
+//! of target that is added becomes an [`Address`], and one more arm of [`Target::open`].
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bdev::{Bdev, FileBdev, NullBdev, NvmeBdev, RamBdev};
+use dma::Arena;
+use nvme::{Config, NvmeDevice};
+use vfio::Device;
+use vfio::pci::{Bdf, Before, System};
+
+use crate::address::Address;
+use crate::error::PerfError;
+
+/// How a target is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// Bytes of a logical block, where we choose.
+    pub logical_block: u32,
+    /// How many cores use it.
+    pub cores: usize,
+    /// I/Os that each has in flight.
+    pub depth: usize,
+    /// An SSD is taken although it bears data, or vfio-pci has it already.
+    pub force: bool,
+}
+
+/// An open target.
+pub struct Target {
+    bdev: Arc<dyn Bdev>,
+    /// What keeps an SSD going.
+    ssd: Option<Ssd>,
+}
+
+struct Ssd {
+    device: NvmeDevice<Device>,
+    bdf: Bdf,
+    before: Before,
+}
+
+impl Target {
+    /// Opens a target. An SSD is taken from the kernel for that.
+    ///
+    /// # Errors
+    /// It cannot be had, and is left as it was.
+    pub fn open(address: &Address, how: Use, arena: &'static Arena) -> Result<Self, PerfError> {
+        let name = address.to_string();
+        let block = how.logical_block;
+        let bdev: Arc<dyn Bdev> = match address {
+            Address::Null { bytes } => {
+                Arc::new(NullBdev::new(&name, block, blocks(&name, *bytes, block)?))
+            }
+            Address::Ram { bytes } => {
+                Arc::new(RamBdev::new(&name, block, blocks(&name, *bytes, block)?)?)
+            }
+            Address::File { path } => Arc::new(FileBdev::open(&name, path, block)?),
+            Address::Pcie { bdf, nsid } => return Self::open_ssd(&name, *bdf, *nsid, how, arena),
+        };
+        Ok(Self { bdev, ssd: None })
+    }
+
+    fn open_ssd(
+        name: &str,
+        bdf: Bdf,
+        nsid: u32,
+        how: Use,
+        arena: &'static Arena,
+    ) -> Result<Self, PerfError> {
+        let system = System::default();
+        let before = system.bind(bdf, how.force)?;
+        let opened =
+            bring_up(bdf, how, arena).and_then(|device| match NvmeBdev::new(name, &device, nsid) {
+                Ok(bdev) => Ok((bdev, device)),
+                Err(error) => {
+                    device.close();
+                    Err(error.into())
+                }
+            });
+        match opened {
+            Ok((bdev, device)) => {
+                let ssd = Some(Ssd { device, bdf, before });
+                Ok(Self { bdev: Arc::new(bdev), ssd })
+            }
+            Err(error) => {
+                // The first error says more than one of the way back would.
+                let _ = system.restore(bdf, &before);
+                Err(error)
+            }
+        }
+    }
+
+    /// The block device.
+    pub fn bdev(&self) -> &Arc<dyn Bdev> {
+        &self.bdev
+    }
+
+    /// Does what the target needs from time to time.
+    pub fn poll(&mut self, now: Instant) {
+        if let Some(ssd) = &mut self.ssd {
+            ssd.device.poll(now);
+        }
+    }
+
+    /// Closes it, and gives an SSD back to whoever had it. No channel of it is left.
+    ///
+    /// # Errors
+    /// The SSD cannot be given back.
+    pub fn close(self) -> Result<(), PerfError> {
+        let Self { bdev, ssd } = self;
+        drop(bdev);
+        let Some(Ssd { device, bdf, before }) = ssd else { return Ok(()) };
+        device.close();
+        Ok(System::default().restore(bdf, &before)?)
+    }
+}
+
+fn bring_up(bdf: Bdf, how: Use, arena: &'static Arena) -> Result<NvmeDevice<Device>, PerfError> {
+    let pci = Arc::new(Device::open(bdf, arena)?);
+    let config = Config {
+        cores: how.cores as u16,
+        // One entry of a queue stays empty.
+        queue_entries: (how.depth + 1) as u16,
+        ..Config::default()
+    };
+    Ok(NvmeDevice::bring_up(pci, arena, config)?)
+}
+
+fn blocks(name: &str, bytes: u64, block: u32) -> Result<u64, PerfError> {
+    if bytes.is_multiple_of(u64::from(block)) {
+        return Ok(bytes / u64::from(block));
+    }
+    let reason = format!("{bytes} bytes are no multiple of a block, {block} bytes");
+    Err(bdev::BdevError::Invalid { name: name.to_owned(), reason }.into())
+}
+
+/// DMA memory for jobs on these targets, each with so many bytes of data.
+///
+/// # Errors
+/// It is not to be had.
+pub fn arena<'a>(
+    jobs: impl Iterator<Item = (&'a Address, Use, u64)>,
+) -> Result<&'static Arena, PerfError> {
+    /// What an SSD has for its admin queues and tables.
+    const SSD_BYTES: u64 = 4 << 20;
+    /// What each of its queue pairs has at most: 1,024 entries with a list of 2,048 bytes each.
+    const QUEUE_BYTES: u64 = 4 << 20;
+    let (mut bytes, mut has_ssd) = (0, false);
+    for (address, how, data) in jobs {
+        let is_ssd = matches!(address, Address::Pcie { .. });
+        let queues = if is_ssd { SSD_BYTES + how.cores as u64 * QUEUE_BYTES } else { 0 };
+        has_ssd |= is_ssd;
+        bytes = bytes.max(data + queues);
+    }
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    // An SSD's memory must not move.
+    Ok(if has_ssd { Arena::hugepages(bytes)? } else { Arena::plain_pages(bytes)? })
+}
