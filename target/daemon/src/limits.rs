@@ -78,6 +78,13 @@ pub(crate) const CQ_ENTRIES: u32 = 32 * 1024;
 /// Smallest data pool of a core: every command can be served, if only one after the other.
 pub(crate) const MIN_DATA_BYTES: usize = 4 * MAX_TRANSFER_BYTES as usize;
 
+// What one transport grants the other can keep: queues are granted before it is known which it is.
+const _: () = {
+    use {nvmf_rdma::limits as rdma, nvmf_tcp::limits as tcp};
+    assert!(tcp::MAX_QUEUE_ENTRIES == rdma::MAX_QUEUE_ENTRIES);
+    assert!(tcp::IN_CAPSULE_BYTES == rdma::IN_CAPSULE_BYTES);
+    assert!(tcp::largest_queue_bytes() <= rdma::largest_queue_bytes());
+};
 const _: () = assert!(MAX_UNBOUND_TCP < MAX_CONNECTIONS);
 const _: () = assert!(MAX_TRANSFER_BYTES as usize <= dma::limits::MAX_BLOCK_BYTES);
 const _: () = assert!(MIN_DATA_BYTES >= MAX_TRANSFER_BYTES as usize);

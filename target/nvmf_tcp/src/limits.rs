@@ -31,8 +31,8 @@ pub const fn slots(entries: u16) -> u32 {
 
 /// Bytes that an I/O queue of the largest size takes of a core's memory for connections.
 pub const fn largest_queue_bytes() -> usize {
-    (CONNECT_SLOTS * CONNECT_CAPSULE_BYTES) as usize
-        + slots(MAX_QUEUE_ENTRIES) as usize * IN_CAPSULE_BYTES as usize
+    (CONNECT_SLOTS * CONNECT_CAPSULE_BYTES
+        + (slots(MAX_QUEUE_ENTRIES) - CONNECT_SLOTS) * IN_CAPSULE_BYTES) as usize
 }
 
 /// Most bytes of data that the host may put into one H2CData: a whole transfer.
