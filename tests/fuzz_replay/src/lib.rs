@@ -13,12 +13,14 @@ use dma::Arena;
 
 mod admin;
 mod capsule;
+mod host_connection;
 mod input;
 mod private_data;
 mod sgl;
 
 pub use admin::admin;
 pub use capsule::capsule;
+pub use host_connection::host_connection;
 pub use private_data::private_data;
 pub use sgl::sgl;
 
