@@ -69,6 +69,8 @@ pub struct Progress {
     pub total_bytes: Option<u64>,
     /// I/Os that failed.
     pub failures: u64,
+    /// It reads back what was written.
+    pub is_sweep: bool,
 }
 
 /// What a run needs from outside.
@@ -137,7 +139,8 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
         });
     }
     let total = job.runtime.map(|runtime| job.warm_up + runtime);
-    let plan = Plan { cpus: &job.cpus, warm_up: job.warm_up, total, bytes: job.bytes };
+    let (cpus, warm_up) = (&job.cpus, job.warm_up);
+    let plan = Plan { cpus, warm_up, total, bytes: job.bytes, is_sweep: false };
     let ends = drive(setups, &plan, around)?;
     let mut ran = add_up(ends);
     if let Some(log) = log
@@ -226,6 +229,8 @@ impl Sweep<'_> {
     ) -> Result<Sum, PerfError> {
         let Coverage { block_bytes, first_block, block_count } = *coverage;
         let cores = self.cpus.len();
+        let known_blocks = known.iter().filter(|block| block.is_known()).count() as u64;
+        let bytes = known_blocks * u64::from(block_bytes);
         let mut setups = Vec::new();
         // From the end, so that each part can be split off.
         for core in (0..cores).rev() {
@@ -256,7 +261,8 @@ impl Sweep<'_> {
             });
         }
         setups.reverse();
-        let plan = Plan { cpus: self.cpus, warm_up: Duration::ZERO, total: None, bytes: None };
+        let (cpus, warm_up) = (self.cpus, Duration::ZERO);
+        let plan = Plan { cpus, warm_up, total: None, bytes: Some(bytes), is_sweep: true };
         Ok(add_up(drive(setups, &plan, around)?))
     }
 }
@@ -267,6 +273,7 @@ struct Plan<'a> {
     warm_up: Duration,
     total: Option<Duration>,
     bytes: Option<u64>,
+    is_sweep: bool,
 }
 
 /// What the lanes have come to.
@@ -312,8 +319,10 @@ fn drive(
         if let Some(core) = lanes.iter().position(|(lane, _)| lane.health() == Health::Panicked) {
             return Err(PerfError::Panicked { core });
         }
-        watch.look(now, lanes.iter().map(|(_, shared)| shared.as_ref()), around.progress);
-        if count == lanes.len() {
+        let is_over = count == lanes.len();
+        let shared = lanes.iter().map(|(_, shared)| shared.as_ref());
+        watch.look(now, is_over, shared, around.progress);
+        if is_over {
             break;
         }
         // A lane that found a bad block has ended, and the others follow.
@@ -352,6 +361,7 @@ struct Watch {
     warm_up: Duration,
     total: Option<Duration>,
     total_bytes: Option<u64>,
+    is_sweep: bool,
     series: Vec<Sample>,
     last: (Duration, Counts),
     shown: Duration,
@@ -364,22 +374,31 @@ impl Watch {
             warm_up: plan.warm_up,
             total: plan.total,
             total_bytes: plan.bytes,
+            is_sweep: plan.is_sweep,
             series: Vec::new(),
             last: (plan.warm_up, Counts::default()),
             shown: Duration::ZERO,
         }
     }
 
+    /// `is_over`: all lanes have ended, and what they show is final.
     fn look<'a>(
         &mut self,
         now: Instant,
+        is_over: bool,
         lanes: impl Iterator<Item = &'a Shared>,
         progress: &mut dyn FnMut(&Progress),
     ) {
         const SAMPLE: Duration = Duration::from_secs(1);
         const SHOW: Duration = Duration::from_millis(100);
         let elapsed = now.saturating_duration_since(self.start);
-        let is_due = elapsed >= self.last.0 + SAMPLE;
+        // What is done after the end is no part of the series.
+        let sampled = self.total.map_or(elapsed, |total| elapsed.min(total));
+        let length = sampled.saturating_sub(self.last.0);
+        // What is left at the end is a sample if it is long enough to say something; the lanes have
+        // shown all of it when they have ended.
+        let is_within = self.total.is_none_or(|total| elapsed < total);
+        let is_due = if is_over { length >= SAMPLE / 10 } else { is_within && length >= SAMPLE };
         if !is_due && elapsed < self.shown + SHOW {
             return;
         }
@@ -389,19 +408,23 @@ impl Watch {
             counts.add(&more);
             failures += failed;
         }
-        // What is done after the end is no part of the series.
-        let is_within = self.total.is_none_or(|total| elapsed <= total + SAMPLE / 10);
-        if is_due && is_within {
-            let (before, done) = self.last;
-            let length = elapsed - before;
-            let end = elapsed - self.warm_up;
-            self.series.push(Sample { end, length, counts: counts.since(&done) });
-            self.last = (elapsed, counts);
+        if is_due {
+            let end = sampled - self.warm_up;
+            self.series.push(Sample { end, length, counts: counts.since(&self.last.1) });
+            self.last = (sampled, counts);
         }
         if elapsed >= self.shown + SHOW {
             self.shown = elapsed;
-            let Self { warm_up, total, total_bytes, .. } = *self;
-            progress(&Progress { elapsed, warm_up, total, counts, total_bytes, failures });
+            let Self { warm_up, total, total_bytes, is_sweep, .. } = *self;
+            progress(&Progress {
+                elapsed,
+                warm_up,
+                total,
+                counts,
+                total_bytes,
+                failures,
+                is_sweep,
+            });
         }
     }
 }

@@ -59,6 +59,26 @@ fn json_has_every_figure_and_nothing_else_is_printed() {
 }
 
 #[test]
+fn the_series_covers_the_measured_time_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "run ram:16M --json --runtime 2500ms --warm-up 500ms --rate 1000";
+    let (code, out, _) = run(folder.path(), line);
+    let value: Value = serde_json::from_str(&out).unwrap();
+    let job = &value["jobs"][0];
+    let series = job["series"].as_array().unwrap();
+    assert_eq!((code, job["measured_s"].as_f64()), (0, Some(2.5)));
+    assert!((2..=3).contains(&series.len()), "{out}");
+    assert_eq!(series.last().unwrap()["end_s"].as_f64(), Some(2.5), "{out}");
+    let mut before = 0.0;
+    let done = series.iter().map(|point| {
+        let end = point["end_s"].as_f64().unwrap();
+        point["iops"].as_f64().unwrap() * (end - std::mem::replace(&mut before, end))
+    });
+    let done: f64 = done.sum();
+    assert_eq!(done.round() as u64, job["ops"][0]["ios"].as_u64().unwrap());
+}
+
+#[test]
 fn a_target_that_bears_data_is_not_touched_without_consent() {
     let folder = folder_with_file(1 << 20);
     let (code, out, error) = run(folder.path(), "run file:disk --read 50 --bytes 1M");
