@@ -101,7 +101,7 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
     let geometry = bdev.geometry();
     let blocks = job.blocks(&geometry)?;
     let block_bytes = geometry.block_bytes;
-    let log = match &job.verify {
+    let mut log = match &job.verify {
         Some(path) => {
             let coverage = Coverage {
                 block_bytes,
@@ -117,8 +117,13 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
     let parts: Vec<_> = (0..cores).map(|core| part(&blocks, unit, core, cores)).collect();
     let kinds = job.workload.kinds();
     let memory = Memory::take(around.arena, cores, job.depth, job.workload.max_bytes(), job.seed)?;
+    let mut known = match &mut log {
+        Some(log) => split(std::mem::take(&mut log.blocks), &parts),
+        None => Vec::new(),
+    };
     let mut setups = Vec::new();
     for (core, part) in parts.iter().enumerate() {
+        let known = known.get_mut(core).map(std::mem::take).unwrap_or_default();
         setups.push(Setup {
             channel: bdev.open_channel(core)?,
             source: Source::Load(Box::new(Generator::new(
@@ -128,7 +133,7 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
                 part.clone(),
                 block_bytes,
             ))),
-            checker: log.as_ref().map(|log| load_checker(log, job, core, part)),
+            checker: log.as_ref().map(|log| load_checker(log, job, core, part.start, known)),
             buffers: memory.buffers[core].clone(),
             block_bytes,
             fua: job.workload.fua,
@@ -224,18 +229,18 @@ impl Sweep<'_> {
         &self,
         bdev: &dyn Bdev,
         coverage: &Coverage,
-        mut known: Vec<Expect>,
+        known: Vec<Expect>,
         around: &mut Surroundings<'_>,
     ) -> Result<Sum, PerfError> {
         let Coverage { block_bytes, first_block, block_count } = *coverage;
         let cores = self.cpus.len();
         let known_blocks = known.iter().filter(|block| block.is_known()).count() as u64;
         let bytes = known_blocks * u64::from(block_bytes);
+        let covered = first_block..first_block + block_count;
+        let parts: Vec<_> = (0..cores).map(|core| part(&covered, 1, core, cores)).collect();
+        let known = split(known, &parts);
         let mut setups = Vec::new();
-        // From the end, so that each part can be split off.
-        for core in (0..cores).rev() {
-            let part = part(&(first_block..first_block + block_count), 1, core, cores);
-            let blocks = known.split_off((part.start - first_block) as usize);
+        for ((core, part), blocks) in parts.iter().enumerate().zip(known) {
             let max_bytes = self.buffers[core].first().map_or(0, DmaSpan::len);
             let checker = Checker::new(checker::Setup {
                 block_bytes,
@@ -260,7 +265,6 @@ impl Sweep<'_> {
                 start_us: 0,
             });
         }
-        setups.reverse();
         let (cpus, warm_up) = (self.cpus, Duration::ZERO);
         let plan = Plan { cpus, warm_up, total: None, bytes: Some(bytes), is_sweep: true };
         Ok(add_up(drive(setups, &plan, around)?))
@@ -456,15 +460,30 @@ fn add_up(ends: Ends) -> Sum {
     Sum { ran, known }
 }
 
-fn load_checker(log: &AckLog, job: &Job, core: usize, part: &Range<u64>) -> Checker {
-    let Coverage { block_bytes, first_block, .. } = log.coverage;
-    let index = |lba: u64| (lba - first_block) as usize;
+/// What is known of all blocks, as what is known of each part.
+fn split(mut known: Vec<Expect>, parts: &[Range<u64>]) -> Vec<Vec<Expect>> {
+    let first = parts.first().map_or(0, |part| part.start);
+    // From the end, so that nothing is copied twice.
+    let from_end = parts.iter().rev();
+    let mut split: Vec<_> =
+        from_end.map(|part| known.split_off((part.start - first) as usize)).collect();
+    split.reverse();
+    split
+}
+
+fn load_checker(
+    log: &AckLog,
+    job: &Job,
+    core: usize,
+    first_block: u64,
+    blocks: Vec<Expect>,
+) -> Checker {
     let cores = job.cpus.len() as u64;
     Checker::new(checker::Setup {
-        block_bytes,
+        block_bytes: log.coverage.block_bytes,
         seed: log.seed,
-        first_block: part.start,
-        blocks: log.blocks[index(part.start)..index(part.end)].to_vec(),
+        first_block,
+        blocks,
         max_bytes: job.workload.max_bytes(),
         generations: (log.last_generation + 1 + core as u64, cores),
         // In a turn each I/O in flight may end, and another one begin.

@@ -289,8 +289,12 @@ fn caught(fault: Fault, at: u32) -> Verified {
 #[test]
 fn an_honest_device_is_verified_and_stays_so_over_several_runs() {
     let bed = Bed::new(Fault::None, 0);
-    for round in 0..3 {
-        let job = Job { seed: round, ..bed.job(1 << 20) };
+    let available: Vec<usize> = bed.job(1).cpus;
+    let both = JobOptions { cores: Some(2), target: Some("ram:1M".into()), ..Default::default() };
+    // Parts of other sizes in the second run, where there is more than one CPU.
+    let several = Job::new(&both).map_or(available.clone(), |job| job.cpus);
+    for (seed, cpus) in (0..).zip([available.clone(), several, available]) {
+        let job = Job { seed, cpus, ..bed.job(1 << 20) };
         let report = bed.report(&job, &bed.run(&job));
         assert!(report.passed, "{}", report.to_text());
         let verified = report.verified.unwrap();
