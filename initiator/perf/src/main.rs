@@ -153,6 +153,7 @@ fn run_verify(
         cpus: cpus.clone(),
         depth,
         rate: None,
+        never_waits: !address.keeps_data(),
     };
     let mut target = Target::open(&address, how, arena)?;
     let bdev = Arc::clone(target.bdev());

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bdev::{Bdev, FileBdev, NullBdev, NvmeBdev, RamBdev};
+use bdev::{Bdev, BdevError, FileBdev, NullBdev, NvmeBdev, RamBdev};
 use dma::Arena;
 use nvme::{Config, NvmeDevice};
 use vfio::Device;
@@ -14,6 +14,7 @@ use vfio::pci::{Bdf, Before, System};
 
 use crate::address::Address;
 use crate::error::PerfError;
+use crate::limits::{RELEASE_LIMIT, TICK};
 
 /// How a target is used.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +57,7 @@ impl Target {
             Address::Ram { bytes } => {
                 Arc::new(RamBdev::new(&name, block, blocks(&name, *bytes, block)?)?)
             }
-            Address::File { path } => Arc::new(FileBdev::open(&name, path, block)?),
+            Address::File { path } => Arc::new(open_file(&name, path, block)?),
             Address::Pcie { bdf, nsid } => return Self::open_ssd(&name, *bdf, *nsid, how, arena),
         };
         Ok(Self { bdev, ssd: None })
@@ -117,6 +118,18 @@ impl Target {
     }
 }
 
+/// Opens a file. The kernel takes a moment to let go of one whose user has just ended, so a file
+/// that is in use is tried again for a while.
+fn open_file(name: &str, path: &str, block: u32) -> Result<FileBdev, BdevError> {
+    let end = Instant::now() + RELEASE_LIMIT;
+    loop {
+        match FileBdev::open(name, path, block) {
+            Err(BdevError::Claimed { .. }) if Instant::now() < end => std::thread::sleep(TICK),
+            other => return other,
+        }
+    }
+}
+
 fn bring_up(bdf: Bdf, how: Use, arena: &'static Arena) -> Result<NvmeDevice<Device>, PerfError> {
     let pci = Arc::new(Device::open(bdf, arena)?);
     let config = Config {
@@ -133,7 +146,7 @@ fn blocks(name: &str, bytes: u64, block: u32) -> Result<u64, PerfError> {
         return Ok(bytes / u64::from(block));
     }
     let reason = format!("{bytes} bytes are no multiple of a block, {block} bytes");
-    Err(bdev::BdevError::Invalid { name: name.to_owned(), reason }.into())
+    Err(BdevError::Invalid { name: name.to_owned(), reason }.into())
 }
 
 /// DMA memory for jobs on these targets, each with so many bytes of data.
