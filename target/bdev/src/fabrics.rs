@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use host::{Controller, ControllerEvent, IoQueue, Namespace, Spans};
+use nvme_spec::nvm::DSM_RANGE_BYTES;
 use uuid::Uuid;
 
 use crate::{Bdev, BdevError, Busy, Channel, Completion, Completions, Geometry, Health, Io, Op};
@@ -137,6 +138,7 @@ impl Bdev for FabricsBdev {
         Ok(Box::new(FabricsChannel {
             queue: Some(queue),
             nsid: self.namespace.nsid,
+            block_bytes: self.namespace.block_bytes,
             now: Instant::now(),
             idle: Arc::clone(&self.idle),
         }))
@@ -153,6 +155,7 @@ struct FabricsChannel {
     /// There until the channel is dropped.
     queue: Option<IoQueue>,
     nsid: u32,
+    block_bytes: u32,
     /// Of the last turn: what is submitted in this one times out from there.
     now: Instant,
     idle: Arc<Mutex<Vec<IoQueue>>>,
@@ -180,7 +183,12 @@ impl Channel for FabricsChannel {
             Op::Deallocate { ranges } => host::Op::Deallocate { ranges },
         };
         let Io { tag, slba, block_count, buffer, .. } = io;
-        let data = buffer.map_or(Spans::NONE, Spans::from);
+        // A buffer may be longer than the data; what goes over the fabric is as long.
+        let bytes = match io.op {
+            Op::Deallocate { ranges } => u32::from(ranges) * DSM_RANGE_BYTES,
+            _ => block_count * self.block_bytes,
+        };
+        let data = buffer.map_or(Spans::NONE, |buffer| Spans::from(buffer.subspan(0, bytes)));
         let io = host::Io { tag, nsid: self.nsid, op, slba, block_count, data };
         let queue = self.queue.as_mut().ok_or(Busy)?;
         queue.submit(self.now, &io).map_err(|host::Busy| Busy)

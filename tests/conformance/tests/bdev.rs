@@ -40,7 +40,8 @@ fn a_namespace_of_a_target_is_a_block_device() {
     assert_eq!((bdev.kind(), bdev.health()), ("fabrics", Health::Live));
     assert!(!bdev.uuid().is_nil() && geometry.block_count > 16);
     let bytes = 8 * geometry.block_bytes as usize;
-    let data = arena.carve(bytes, 4096).unwrap();
+    // Longer than the data, as a buffer may be.
+    let data = arena.carve(2 * bytes, 4096).unwrap();
     data.fill(0x5A);
     let io = |tag, op, buffer| Io { tag, op, slba: 4, block_count: 8, buffer };
     // The controller grants one queue: each channel has it in its turn.
