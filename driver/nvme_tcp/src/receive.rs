@@ -36,6 +36,8 @@ pub struct Receiver {
     digests: Digests,
     /// Bytes before the data of the PDU that is being received, or was last.
     header: [u8; MAX_HEADER_BYTES],
+    /// Bytes of that header, without its digest, once all of it is there.
+    hlen: usize,
     state: State,
 }
 
@@ -59,7 +61,7 @@ impl Receiver {
     /// A connection on which `sender` is the peer, before digests are negotiated.
     pub fn new(sender: Sender) -> Self {
         let header = [0; MAX_HEADER_BYTES];
-        Self { sender, digests: Digests::default(), header, state: NEXT_HEADER }
+        Self { sender, digests: Digests::default(), header, hlen: 0, state: NEXT_HEADER }
     }
 
     /// From the next PDU on there are these digests.
@@ -131,11 +133,12 @@ impl Receiver {
         self.advance(bytes)
     }
 
-    /// What a termination request quotes of the PDU that was wrong.
+    /// What a termination request quotes of the PDU that was wrong: its header, as far as it is
+    /// there.
     pub fn quoted(&self) -> &[u8] {
         let have = match &self.state {
             State::Header { have, .. } if *have > 0 => *have,
-            _ => COMMON_BYTES,
+            _ => self.hlen,
         };
         &self.header[..have.min(MAX_QUOTED_BYTES)]
     }
@@ -158,6 +161,7 @@ impl Receiver {
             return Ok((taken, None));
         }
         self.check_digest(&layout)?;
+        self.hlen = layout.hlen;
         self.state = match layout.data {
             0 => NEXT_HEADER,
             left => State::AwaitPlace { left, crc: layout.data_digest.then(Crc::new) },

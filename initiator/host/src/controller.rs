@@ -53,10 +53,10 @@ pub struct Controller {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Up(Epoch),
-    /// Lost; the next attempt begins at `retry_at`, if none is under way.
+    /// Lost; the next attempt begins at `attempt_at`, if none is under way.
     Lost {
         since: Instant,
-        retry_at: Instant,
+        attempt_at: Instant,
     },
     Closed,
 }
@@ -94,7 +94,7 @@ impl Controller {
     pub fn poll(&mut self, now: Instant) -> Option<ControllerEvent> {
         match self.state {
             State::Up(epoch) => self.poll_up(now, epoch),
-            State::Lost { since, retry_at } => self.poll_lost(now, since, retry_at),
+            State::Lost { since, attempt_at } => self.poll_lost(now, since, attempt_at),
             State::Closed => {}
         }
         self.events.pop_front()
@@ -114,7 +114,8 @@ impl Controller {
         }
     }
 
-    /// Opens the next I/O queue, and waits until it is ready.
+    /// Opens the next I/O queue, and waits until it is ready. A queue is opened once: one that was
+    /// dropped is not given again.
     ///
     /// # Errors
     /// All queues that the controller granted are open, or this one does not open.
@@ -272,7 +273,7 @@ impl Controller {
         match self.options.reconnect {
             Some(Reconnect { delay, .. }) => {
                 tracing::warn!(addr = %self.options.addr, %error, "association lost");
-                self.state = State::Lost { since: now, retry_at: now + delay };
+                self.state = State::Lost { since: now, attempt_at: now + delay };
                 self.events.push_back(ControllerEvent::Lost(error));
             }
             None => self.give_up(error),
@@ -288,13 +289,19 @@ impl Controller {
     }
 
     /// The association is lost: an attempt at another is begun, or goes on.
-    fn poll_lost(&mut self, now: Instant, since: Instant, retry_at: Instant) {
+    fn poll_lost(&mut self, now: Instant, since: Instant, attempt_at: Instant) {
+        let limit = self.options.connect_timeout;
         let turned = match &mut self.association {
+            Some(_) if now.saturating_duration_since(attempt_at) >= limit => {
+                let (addr, what) = (self.options.addr, "reconnecting");
+                Err(Error::TimedOut { addr, what, after: limit })
+            }
             Some(association) => association.turn(now),
-            None if now < retry_at => return,
+            None if now < attempt_at => return,
             None => match Association::begin(now, &self.options, self.arena) {
                 Ok(association) => {
                     self.association = Some(association);
+                    self.state = State::Lost { since, attempt_at: now };
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -308,7 +315,7 @@ impl Controller {
             return self.give_up(error);
         }
         tracing::debug!(addr = %self.options.addr, %error, "reconnecting failed");
-        self.state = State::Lost { since, retry_at: now + delay };
+        self.state = State::Lost { since, attempt_at: now + delay };
     }
 
     /// The new association is the controller's, once it is ready.

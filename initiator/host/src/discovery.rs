@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use dma::Arena;
 use nvme_spec::fabrics::{DISCOVERY_NQN, text};
@@ -76,8 +77,9 @@ pub fn discover(
     options.check()?;
     let options = Arc::new(options);
     let mut association = connect(&options, arena)?;
+    let until = Instant::now() + options.connect_timeout;
     for _ in 0..MAX_DISCOVERY_TRIES {
-        if let Some(entries) = read(&mut association, &options)? {
+        if let Some(entries) = read(&mut association, &options, until)? {
             return Ok(entries);
         }
     }
@@ -88,6 +90,7 @@ pub fn discover(
 fn read(
     association: &mut Association,
     options: &Options,
+    until: Instant,
 ) -> Result<Option<Vec<Discovered>>, Error> {
     let before = header(association, options)?;
     if before.recfmt.get() != 0 {
@@ -96,6 +99,10 @@ fn read(
     let count = before.numrec.get().min(MAX_DISCOVERY_ENTRIES);
     let mut entries = Vec::new();
     for index in 0..count {
+        if Instant::now() >= until {
+            let (addr, after) = (options.addr, options.connect_timeout);
+            return Err(Error::TimedOut { addr, what: "reading the discovery log", after });
+        }
         let offset = size_of::<DiscoveryHeader>() as u64 + index * ENTRY_BYTES as u64;
         let bytes = log_page(association, options, offset, ENTRY_BYTES)?;
         let Ok((entry, _)) = DiscoveryEntry::read_from_prefix(&bytes) else { return Ok(None) };

@@ -1,9 +1,11 @@
 //! Why the host side cannot go on.
 
+use std::mem::offset_of;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use dma::ArenaError;
+use nvme_spec::fabrics::{Connect, ConnectData, invalid_parameter};
 use nvme_spec::status::Status;
 use nvme_tcp::Fault;
 use thiserror::Error;
@@ -72,7 +74,7 @@ pub enum Error {
         fes: u16,
     },
     /// A command of bring-up or of the caller's failed.
-    #[error("{command} failed: {status} (result {result:#x})")]
+    #[error("{command} failed: {status}{}", hint(*status, *result))]
     Command {
         /// Which.
         command: &'static str,
@@ -90,8 +92,8 @@ pub enum Error {
     /// CSTS.CFS is set.
     #[error("the controller reports a fatal error (CSTS.CFS)")]
     FatalStatus,
-    /// All I/O queues that the controller granted are open.
-    #[error("the controller granted {granted} I/O queues, and all of them are open")]
+    /// All I/O queues that the controller granted have been opened.
+    #[error("the controller granted {granted} I/O queues, and all of them have been opened")]
     NoQueue {
         /// How many.
         granted: u16,
@@ -120,5 +122,40 @@ impl Error {
             Self::Option { .. } | Self::Unusable { .. } | Self::NoNamespace { .. } => true,
             _ => false,
         }
+    }
+}
+
+/// Which field of Connect is wrong, as its answer says (NVMe Base 2.1, figure "Connect Response -
+/// Dword 0 Value Based on Status Code").
+fn hint(status: Status, result: u64) -> &'static str {
+    if status.code_and_type() != Status::CONNECT_INVALID_PARAMETERS {
+        return "";
+    }
+    let at = |offset: usize, in_data| invalid_parameter(offset as u16, in_data);
+    match result & 0x1_FFFF {
+        place if place == at(offset_of!(ConnectData, subnqn), true) => ": the subsystem NQN",
+        place if place == at(offset_of!(ConnectData, hostnqn), true) => ": the host NQN",
+        place if place == at(offset_of!(ConnectData, hostid), true) => ": the host identifier",
+        place if place == at(offset_of!(ConnectData, cntlid), true) => ": the controller",
+        place if place == at(offset_of!(Connect, sqsize_z), false) => ": the queue size",
+        place if place == at(offset_of!(Connect, qid), false) => ": the queue identifier",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_connect_is_named() {
+        let error =
+            |status, result| Error::Command { command: "Connect", status, result }.to_string();
+        let wrong = error(Status::CONNECT_INVALID_PARAMETERS.with_dnr(), 0x1_0100);
+        assert!(wrong.ends_with(": the subsystem NQN"), "{wrong}");
+        let wrong = error(Status::CONNECT_INVALID_PARAMETERS, 44);
+        assert!(wrong.ends_with(": the queue size"), "{wrong}");
+        let other = error(Status::CONNECT_INVALID_HOST, 0x1_0100);
+        assert!(other.ends_with(')'), "{other}");
     }
 }

@@ -20,7 +20,7 @@ pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
 pub const ADMIN_IN_CAPSULE_BYTES: u32 = 8192;
 
 /// Bytes that are received at a time besides data that goes straight to its place.
-pub const INPUT_BYTES: usize = 16 << 10;
+pub const INPUT_BYTES: usize = 64 << 10;
 
 /// Commands outstanding on an admin queue: one step of bring-up or of the caller's, a keep-alive,
 /// and an Asynchronous Event Request. A controller has at least as many (NVMe Base 2.1, ASQSZ).

@@ -22,6 +22,9 @@ use crate::log::{LogError, Logged};
 use crate::tally::{LiveCounts, Tally};
 use crate::workload::{Generator, Kind, Step};
 
+#[cfg(test)]
+mod tests;
+
 /// What a lane is told.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {

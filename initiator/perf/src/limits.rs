@@ -30,6 +30,9 @@ pub const PUBLISH_INTERVAL: Duration = Duration::from_millis(1);
 /// How often the control thread looks after the device and the cores.
 pub const TICK: Duration = Duration::from_millis(10);
 
+/// How long to wait for a file that somebody has.
+pub const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+
 /// Blocks that one acknowledgement log covers at most. Each takes 16 bytes of memory.
 pub const MAX_VERIFIED_BLOCKS: u64 = 1 << 26;
 

@@ -225,8 +225,7 @@ impl AckLog {
 
     /// A writer for core `core`, which appends at most `records` at a time.
     pub fn writer(&self, core: usize, records: usize) -> LogWriter {
-        let buffer = Vec::with_capacity(records * RECORD_BYTES);
-        LogWriter { file: Arc::clone(&self.file), path: self.path.clone(), buffer, core }
+        LogWriter::new(Arc::clone(&self.file), self.path.clone(), core, records)
     }
 
     /// When each of `generations` was acknowledged, or else sent, in microseconds since 1970. Reads
@@ -374,6 +373,10 @@ pub struct Logged {
 }
 
 impl LogWriter {
+    pub(crate) fn new(file: Arc<File>, path: PathBuf, core: usize, records: usize) -> Self {
+        Self { file, path, buffer: Vec::with_capacity(records * RECORD_BYTES), core }
+    }
+
     /// A write will be sent, after the next [`LogWriter::flush`].
     #[inline]
     pub fn sent(&mut self, write: &Logged, time_us: u64) {
@@ -525,9 +528,8 @@ mod tests {
 
     #[test]
     fn a_log_that_cannot_grow_says_so() {
-        let (_folder, path) = log_with(|_| {});
-        let mut writer = AckLog::open(&path).unwrap().writer(0, 1);
-        writer.file = Arc::new(OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut writer = LogWriter::new(Arc::new(file), "/dev/full".into(), 0, 1);
         writer.sent(&write(100, 1, 1), 0);
         assert!(writer.flush().unwrap_err().to_string().contains("appending to"));
     }

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 use crate::error::PerfError;
 use crate::limits::MAX_PLOT_POINTS;
-use crate::report::{Report, show_count, show_latency};
+use crate::report::{Report, show_count};
 use crate::run::Ran;
 use crate::workload::Kind;
 
@@ -71,7 +71,7 @@ fn draw_latencies<'a>(area: &Area<'a>, curves: &[(Kind, &Histogram<u64>)]) -> Dr
         .configure_mesh()
         .x_labels(nines as usize + 1)
         .x_label_formatter(&|x| percentile(*x))
-        .y_label_formatter(&|ns| show_latency(*ns as u64))
+        .y_label_formatter(&|ns| latency(*ns))
         .x_desc("percentile")
         .label_style(("sans-serif", 13))
         .light_line_style(WHITE.mix(0.0))
@@ -98,6 +98,16 @@ fn draw_latencies<'a>(area: &Area<'a>, curves: &[(Kind, &Histogram<u64>)]) -> Dr
         .draw()
 }
 
+/// A power of ten nanoseconds.
+fn latency(ns: f64) -> String {
+    match ns {
+        0.0..1e3 => format!("{ns:.0} ns"),
+        1e3..1e6 => format!("{:.0} µs", ns / 1e3),
+        1e6..1e9 => format!("{:.0} ms", ns / 1e6),
+        _ => format!("{:.0} s", ns / 1e9),
+    }
+}
+
 /// 0 is 0 %, 1 is 90 %, 2 is 99 %.
 fn percentile(nines: f64) -> String {
     let whole = nines.round();
@@ -121,6 +131,7 @@ fn draw_series<'a>(area: &Area<'a>, curves: &[(Kind, &Histogram<u64>)], ran: &Ra
     let end = ran.series.last().map_or(1.0, |sample| sample.end.as_secs_f64());
     let top = curves.iter().flat_map(|(kind, _)| of(*kind)).map(|(_, iops)| iops);
     let top = top.fold(1.0, f64::max) * 1.1;
+    let decimals = usize::from(end < 10.0);
     let mut chart = ChartBuilder::on(area)
         .caption("I/Os a second", ("sans-serif", 16))
         .x_label_area_size(40)
@@ -129,7 +140,7 @@ fn draw_series<'a>(area: &Area<'a>, curves: &[(Kind, &Histogram<u64>)], ran: &Ra
         .build_cartesian_2d(0.0..end, 0.0..top)?;
     chart
         .configure_mesh()
-        .x_label_formatter(&|x| format!("{x:.0}"))
+        .x_label_formatter(&|x| format!("{x:.decimals$}"))
         .y_label_formatter(&|iops| show_count(*iops))
         .x_desc("seconds")
         .y_labels(6)

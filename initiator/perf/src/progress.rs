@@ -18,6 +18,7 @@ pub struct Display {
     /// What was shown last, to show what was done since.
     last: (Duration, u64, u64),
     next_line: Duration,
+    is_sweep: bool,
 }
 
 impl Display {
@@ -28,19 +29,25 @@ impl Display {
             let bar = ProgressBar::new(1000).with_prefix(name.to_owned());
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Self { name: name.to_owned(), bar, last: (Duration::ZERO, 0, 0), next_line: LINE_INTERVAL }
+        let last = (Duration::ZERO, 0, 0);
+        Self { name: name.to_owned(), bar, last, next_line: LINE_INTERVAL, is_sweep: false }
     }
 
     /// Shows it.
     pub fn show(&mut self, progress: &Progress) {
-        let Progress { elapsed, warm_up, total: length, counts, total_bytes, failures } = *progress;
+        let Progress { elapsed, warm_up, total: length, counts, total_bytes, .. } = *progress;
+        if progress.is_sweep && !self.is_sweep {
+            // It counts anew.
+            (self.is_sweep, self.last, self.next_line) =
+                (true, (Duration::ZERO, 0, 0), LINE_INTERVAL);
+        }
         let is_due = self.bar.is_some() || elapsed >= self.next_line;
         if !is_due {
             return;
         }
         self.next_line = elapsed + LINE_INTERVAL;
         let (ios, bytes) = total(&counts);
-        let failed = match failures {
+        let failed = match progress.failures {
             0 => String::new(),
             count => format!(", {count} FAILED"),
         };
@@ -49,10 +56,10 @@ impl Display {
         } else {
             let (before, ios_before, bytes_before) = self.last;
             let seconds = (elapsed - before.max(warm_up).min(elapsed)).as_secs_f64().max(1e-3);
-            // A sweep counts anew.
             let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
             let (iops, bytes_per_s) = (rate(ios, ios_before), rate(bytes, bytes_before));
-            format!("{} IOPS, {}{failed}", show_count(iops), show_rate(bytes_per_s))
+            let what = if self.is_sweep { "reading back: " } else { "" };
+            format!("{what}{} IOPS, {}{failed}", show_count(iops), show_rate(bytes_per_s))
         };
         self.last = (elapsed, ios, bytes);
         let of_time = length.map(|length| elapsed.as_secs_f64() / length.as_secs_f64());

@@ -41,7 +41,7 @@ pub struct Report {
     pub iops: f64,
     /// Bytes a second.
     pub bytes_per_s: f64,
-    /// What one I/O took of a core's time, where the cores did nothing but I/O.
+    /// What one I/O took of a core's time, where the cores never waited.
     pub core_ns_per_io: Option<f64>,
     /// Each kind of I/O.
     pub ops: Vec<OpReport>,
@@ -156,6 +156,8 @@ pub struct Subject {
     pub depth: usize,
     /// I/Os a second that were wanted.
     pub rate: Option<u64>,
+    /// The target does its work on our cores, so that none of them ever waits for it.
+    pub never_waits: bool,
 }
 
 impl Subject {
@@ -169,6 +171,7 @@ impl Subject {
             cpus: job.cpus.clone(),
             depth: job.depth,
             rate: job.rate,
+            never_waits: !job.address.keeps_data(),
         }
     }
 }
@@ -176,10 +179,11 @@ impl Subject {
 impl Report {
     /// Sums a run up. `log` is where it kept its acknowledgements.
     pub fn new(subject: &Subject, ran: &Ran, geometry: &Geometry, log: Option<&Path>) -> Self {
-        let Subject { name, target, workload, seed, cpus, depth, rate } = subject.clone();
+        let Subject { name, target, workload, seed, cpus, depth, rate, never_waits } =
+            subject.clone();
         let seconds = ran.measured.as_secs_f64();
         let (ios, bytes) = total(&ran.tally.counts);
-        let is_closed = rate.is_none() && ios > 0;
+        let is_busy = never_waits && rate.is_none() && ios > 0;
         let core_ns = ran.measured.as_nanos() as f64 * cpus.len() as f64 / ios as f64;
         let verified = ran.checked.as_ref().map(|checked| verified(checked, geometry, log));
         let is_verified = verified.as_ref().is_none_or(|verified| verified.bad_blocks == 0);
@@ -195,7 +199,7 @@ impl Report {
             measured_s: seconds,
             iops: per_second(ios, seconds),
             bytes_per_s: per_second(bytes, seconds),
-            core_ns_per_io: is_closed.then_some(core_ns),
+            core_ns_per_io: is_busy.then_some(core_ns),
             ops: Kind::ALL.into_iter().filter_map(|kind| op_report(kind, ran)).collect(),
             series: ran.series.iter().map(point).collect(),
             failures: ran.tally.failures,

@@ -69,6 +69,8 @@ pub struct Progress {
     pub total_bytes: Option<u64>,
     /// I/Os that failed.
     pub failures: u64,
+    /// It reads back what was written.
+    pub is_sweep: bool,
 }
 
 /// What a run needs from outside.
@@ -99,7 +101,7 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
     let geometry = bdev.geometry();
     let blocks = job.blocks(&geometry)?;
     let block_bytes = geometry.block_bytes;
-    let log = match &job.verify {
+    let mut log = match &job.verify {
         Some(path) => {
             let coverage = Coverage {
                 block_bytes,
@@ -115,8 +117,13 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
     let parts: Vec<_> = (0..cores).map(|core| part(&blocks, unit, core, cores)).collect();
     let kinds = job.workload.kinds();
     let memory = Memory::take(around.arena, cores, job.depth, job.workload.max_bytes(), job.seed)?;
+    let mut known = match &mut log {
+        Some(log) => split(std::mem::take(&mut log.blocks), &parts),
+        None => Vec::new(),
+    };
     let mut setups = Vec::new();
     for (core, part) in parts.iter().enumerate() {
+        let known = known.get_mut(core).map(std::mem::take).unwrap_or_default();
         setups.push(Setup {
             channel: bdev.open_channel(core)?,
             source: Source::Load(Box::new(Generator::new(
@@ -126,7 +133,7 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
                 part.clone(),
                 block_bytes,
             ))),
-            checker: log.as_ref().map(|log| load_checker(log, job, core, part)),
+            checker: log.as_ref().map(|log| load_checker(log, job, core, part.start, known)),
             buffers: memory.buffers[core].clone(),
             block_bytes,
             fua: job.workload.fua,
@@ -137,7 +144,8 @@ pub fn run(job: &Job, bdev: &dyn Bdev, around: &mut Surroundings<'_>) -> Result<
         });
     }
     let total = job.runtime.map(|runtime| job.warm_up + runtime);
-    let plan = Plan { cpus: &job.cpus, warm_up: job.warm_up, total, bytes: job.bytes };
+    let (cpus, warm_up) = (&job.cpus, job.warm_up);
+    let plan = Plan { cpus, warm_up, total, bytes: job.bytes, is_sweep: false };
     let ends = drive(setups, &plan, around)?;
     let mut ran = add_up(ends);
     if let Some(log) = log
@@ -221,16 +229,18 @@ impl Sweep<'_> {
         &self,
         bdev: &dyn Bdev,
         coverage: &Coverage,
-        mut known: Vec<Expect>,
+        known: Vec<Expect>,
         around: &mut Surroundings<'_>,
     ) -> Result<Sum, PerfError> {
         let Coverage { block_bytes, first_block, block_count } = *coverage;
         let cores = self.cpus.len();
+        let known_blocks = known.iter().filter(|block| block.is_known()).count() as u64;
+        let bytes = known_blocks * u64::from(block_bytes);
+        let covered = first_block..first_block + block_count;
+        let parts: Vec<_> = (0..cores).map(|core| part(&covered, 1, core, cores)).collect();
+        let known = split(known, &parts);
         let mut setups = Vec::new();
-        // From the end, so that each part can be split off.
-        for core in (0..cores).rev() {
-            let part = part(&(first_block..first_block + block_count), 1, core, cores);
-            let blocks = known.split_off((part.start - first_block) as usize);
+        for ((core, part), blocks) in parts.iter().enumerate().zip(known) {
             let max_bytes = self.buffers[core].first().map_or(0, DmaSpan::len);
             let checker = Checker::new(checker::Setup {
                 block_bytes,
@@ -255,8 +265,8 @@ impl Sweep<'_> {
                 start_us: 0,
             });
         }
-        setups.reverse();
-        let plan = Plan { cpus: self.cpus, warm_up: Duration::ZERO, total: None, bytes: None };
+        let (cpus, warm_up) = (self.cpus, Duration::ZERO);
+        let plan = Plan { cpus, warm_up, total: None, bytes: Some(bytes), is_sweep: true };
         Ok(add_up(drive(setups, &plan, around)?))
     }
 }
@@ -267,6 +277,7 @@ struct Plan<'a> {
     warm_up: Duration,
     total: Option<Duration>,
     bytes: Option<u64>,
+    is_sweep: bool,
 }
 
 /// What the lanes have come to.
@@ -312,8 +323,10 @@ fn drive(
         if let Some(core) = lanes.iter().position(|(lane, _)| lane.health() == Health::Panicked) {
             return Err(PerfError::Panicked { core });
         }
-        watch.look(now, lanes.iter().map(|(_, shared)| shared.as_ref()), around.progress);
-        if count == lanes.len() {
+        let is_over = count == lanes.len();
+        let shared = lanes.iter().map(|(_, shared)| shared.as_ref());
+        watch.look(now, is_over, shared, around.progress);
+        if is_over {
             break;
         }
         // A lane that found a bad block has ended, and the others follow.
@@ -352,6 +365,7 @@ struct Watch {
     warm_up: Duration,
     total: Option<Duration>,
     total_bytes: Option<u64>,
+    is_sweep: bool,
     series: Vec<Sample>,
     last: (Duration, Counts),
     shown: Duration,
@@ -364,22 +378,31 @@ impl Watch {
             warm_up: plan.warm_up,
             total: plan.total,
             total_bytes: plan.bytes,
+            is_sweep: plan.is_sweep,
             series: Vec::new(),
             last: (plan.warm_up, Counts::default()),
             shown: Duration::ZERO,
         }
     }
 
+    /// `is_over`: all lanes have ended, and what they show is final.
     fn look<'a>(
         &mut self,
         now: Instant,
+        is_over: bool,
         lanes: impl Iterator<Item = &'a Shared>,
         progress: &mut dyn FnMut(&Progress),
     ) {
         const SAMPLE: Duration = Duration::from_secs(1);
         const SHOW: Duration = Duration::from_millis(100);
         let elapsed = now.saturating_duration_since(self.start);
-        let is_due = elapsed >= self.last.0 + SAMPLE;
+        // What is done after the end is no part of the series.
+        let sampled = self.total.map_or(elapsed, |total| elapsed.min(total));
+        let length = sampled.saturating_sub(self.last.0);
+        // What is left at the end is a sample if it is long enough to say something; the lanes have
+        // shown all of it when they have ended.
+        let is_within = self.total.is_none_or(|total| elapsed < total);
+        let is_due = if is_over { length >= SAMPLE / 10 } else { is_within && length >= SAMPLE };
         if !is_due && elapsed < self.shown + SHOW {
             return;
         }
@@ -389,19 +412,23 @@ impl Watch {
             counts.add(&more);
             failures += failed;
         }
-        // What is done after the end is no part of the series.
-        let is_within = self.total.is_none_or(|total| elapsed <= total + SAMPLE / 10);
-        if is_due && is_within {
-            let (before, done) = self.last;
-            let length = elapsed - before;
-            let end = elapsed - self.warm_up;
-            self.series.push(Sample { end, length, counts: counts.since(&done) });
-            self.last = (elapsed, counts);
+        if is_due {
+            let end = sampled - self.warm_up;
+            self.series.push(Sample { end, length, counts: counts.since(&self.last.1) });
+            self.last = (sampled, counts);
         }
         if elapsed >= self.shown + SHOW {
             self.shown = elapsed;
-            let Self { warm_up, total, total_bytes, .. } = *self;
-            progress(&Progress { elapsed, warm_up, total, counts, total_bytes, failures });
+            let Self { warm_up, total, total_bytes, is_sweep, .. } = *self;
+            progress(&Progress {
+                elapsed,
+                warm_up,
+                total,
+                counts,
+                total_bytes,
+                failures,
+                is_sweep,
+            });
         }
     }
 }
@@ -433,15 +460,30 @@ fn add_up(ends: Ends) -> Sum {
     Sum { ran, known }
 }
 
-fn load_checker(log: &AckLog, job: &Job, core: usize, part: &Range<u64>) -> Checker {
-    let Coverage { block_bytes, first_block, .. } = log.coverage;
-    let index = |lba: u64| (lba - first_block) as usize;
+/// What is known of all blocks, as what is known of each part.
+fn split(mut known: Vec<Expect>, parts: &[Range<u64>]) -> Vec<Vec<Expect>> {
+    let first = parts.first().map_or(0, |part| part.start);
+    // From the end, so that nothing is copied twice.
+    let from_end = parts.iter().rev();
+    let mut split: Vec<_> =
+        from_end.map(|part| known.split_off((part.start - first) as usize)).collect();
+    split.reverse();
+    split
+}
+
+fn load_checker(
+    log: &AckLog,
+    job: &Job,
+    core: usize,
+    first_block: u64,
+    blocks: Vec<Expect>,
+) -> Checker {
     let cores = job.cpus.len() as u64;
     Checker::new(checker::Setup {
-        block_bytes,
+        block_bytes: log.coverage.block_bytes,
         seed: log.seed,
-        first_block: part.start,
-        blocks: log.blocks[index(part.start)..index(part.end)].to_vec(),
+        first_block,
+        blocks,
         max_bytes: job.workload.max_bytes(),
         generations: (log.last_generation + 1 + core as u64, cores),
         // In a turn each I/O in flight may end, and another one begin.

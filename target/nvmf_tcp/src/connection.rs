@@ -13,12 +13,11 @@ use std::mem::offset_of;
 use dma::DmaSpan;
 use nvme_spec::command::{Cqe, Sqe};
 use nvme_spec::tcp::{
-    CapsuleCmd, CapsuleResp, CommonHeader, DGST_DATA, DGST_HEADER, DIGEST_BYTES, Data,
-    FLAG_LAST_PDU, FLAG_SUCCESS, IcReq, IcResp, PFV_1_0, R2t, TermReq, alignment_bytes, fes,
-    pdu_type,
+    CapsuleCmd, CapsuleResp, CommonHeader, DGST_DATA, DGST_HEADER, Data, FLAG_LAST_PDU,
+    FLAG_SUCCESS, IcReq, IcResp, PFV_1_0, R2t, TermReq, alignment_bytes, fes, pdu_type,
 };
-use nvme_tcp::limits::{MAX_HEADER_BYTES, MAX_PDA_Z, MAX_QUOTED_BYTES};
-use nvme_tcp::{Crc, Digests, Fault, Layout, Outbox, Piece, Sender, digest_of, layout};
+use nvme_tcp::limits::{MAX_PDA_Z, MAX_QUOTED_BYTES};
+use nvme_tcp::{Digests, Fault, Layout, Outbox, Piece, Received, Receiver, Sender};
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::limits::MAX_H2C_DATA_BYTES;
@@ -73,14 +72,12 @@ pub struct ConnectionConfig {
 pub struct Connection {
     config: ConnectionConfig,
     phase: Phase,
-    digests: Digests,
     slots: Vec<Slot>,
     /// Data that a capsule may carry, bytes.
     most_capsule_data: u32,
     free: Vec<u16>,
-    receiving: Receiving,
-    /// Bytes before the data of the PDU that is being received.
-    header: [u8; MAX_HEADER_BYTES],
+    receiver: Receiver,
+    incoming: Incoming,
     outbox: Outbox,
     /// What was received and not reported yet; nothing more is taken before it is.
     event: Option<ConnectionEvent>,
@@ -119,29 +116,18 @@ enum SlotState {
     Leaving,
 }
 
-/// Where the next bytes belong.
-#[derive(Debug)]
-enum Receiving {
-    /// Into the header: so many are there; the layout is known once the common header is.
-    Header { have: usize, layout: Option<Layout> },
+/// What the data is for that is being received.
+#[derive(Clone, Copy, Debug)]
+enum Incoming {
+    /// There is none.
+    None,
     /// A capsule with a complete header waits for a slot.
     AwaitSlot { layout: Layout },
-    /// Into memory; nowhere (`None`) for the data of a termination request.
-    Data { layout: Layout, owner: Owner, to: Option<DmaSpan>, at: u32, crc: Option<Crc> },
-    /// The digest of the data.
-    DataDigest { layout: Layout, owner: Owner, crc: Crc, got: [u8; DIGEST_BYTES], have: usize },
+    /// So many bytes in a capsule.
+    Capsule { slot: u16, bytes: u32 },
+    /// So many bytes for an R2T.
+    Transfer { slot: u16, bytes: u32 },
 }
-
-/// Whose data it is.
-#[derive(Clone, Copy, Debug)]
-enum Owner {
-    Capsule(u16),
-    Transfer(u16),
-    Nobody,
-}
-
-const NEXT_HEADER: Receiving = Receiving::Header { have: 0, layout: None };
-const COMMON_BYTES: usize = size_of::<CommonHeader>();
 
 impl Connection {
     /// A connection that was just accepted. `pages` has the memory of one slot for each command
@@ -150,12 +136,11 @@ impl Connection {
         let mut connection = Self {
             config,
             phase: Phase::Initializing,
-            digests: Digests::default(),
             slots: Vec::new(),
             most_capsule_data: 0,
             free: Vec::new(),
-            receiving: NEXT_HEADER,
-            header: [0; MAX_HEADER_BYTES],
+            receiver: Receiver::new(Sender::Host),
+            incoming: Incoming::None,
             outbox: Outbox::default(),
             event: None,
         };
@@ -197,16 +182,22 @@ impl Connection {
     /// first. None: nothing can be taken until a response has left, or ever again.
     pub fn handle_input(&mut self, input: &[u8]) -> usize {
         let mut rest = input;
-        while self.event.is_none() && self.phase != Phase::Ended {
-            let taken = match self.receive(rest) {
-                Ok(Some(taken)) => taken,
-                Ok(None) => break,
-                Err(fault) => {
-                    self.end(fault);
-                    break;
-                }
+        while self.takes_input() {
+            let outcome = match self.incoming {
+                Incoming::AwaitSlot { .. } if self.free.is_empty() => break,
+                Incoming::AwaitSlot { layout } => self.handle_capsule(layout),
+                _ if rest.is_empty() => break,
+                _ => match self.receiver.receive(rest) {
+                    Ok((taken, received)) => {
+                        rest = &rest[taken..];
+                        received.map_or(Ok(()), |received| self.handle_received(received))
+                    }
+                    Err(fault) => Err(fault),
+                },
             };
-            rest = &rest[taken..];
+            if let Err(fault) = outcome {
+                self.end(fault);
+            }
         }
         input.len() - rest.len()
     }
@@ -214,25 +205,19 @@ impl Connection {
     /// Where the next received bytes belong, if they are data: they may be put there directly, and
     /// are reported by [`Connection::handle_payload`] then.
     pub fn payload(&self) -> Option<DmaSpan> {
-        match &self.receiving {
-            Receiving::Data { to: Some(to), at, .. }
-                if self.event.is_none() && self.phase != Phase::Ended =>
-            {
-                Some(to.subspan(*at, to.len() - at))
-            }
-            _ => None,
-        }
+        self.takes_input().then(|| self.receiver.payload())?
     }
 
     /// The first `bytes` of [`Connection::payload`] have been received.
     pub fn handle_payload(&mut self, bytes: u32) {
-        let Receiving::Data { to: Some(to), at, crc, .. } = &mut self.receiving else { return };
-        let bytes = bytes.min(to.len() - *at);
-        if let Some(crc) = crc {
-            crc.add_span(to.subspan(*at, bytes));
+        if !self.takes_input() {
+            return;
         }
-        *at += bytes;
-        self.finish_data_if_complete();
+        if let Some(received) = self.receiver.handle_payload(bytes)
+            && let Err(fault) = self.handle_received(received)
+        {
+            self.end(fault);
+        }
     }
 
     /// Asks the host for the data of a slot's command, all of it at once, to be put into `to`.
@@ -293,114 +278,35 @@ impl Connection {
         self.outbox.is_empty()
     }
 
-    /// Takes the beginning of `input` to where it belongs: how much. `None`: more is needed.
-    fn receive(&mut self, input: &[u8]) -> Result<Option<usize>, Fault> {
-        match &mut self.receiving {
-            Receiving::Header { have, layout: known } => {
-                let need = known.map_or(COMMON_BYTES, |layout| layout.before_data);
-                let taken = input.len().min(need - *have);
-                self.header[*have..*have + taken].copy_from_slice(&input[..taken]);
-                *have += taken;
-                if *have < need {
-                    return Ok((taken > 0).then_some(taken));
-                }
-                let layout = match *known {
-                    Some(layout) => layout,
-                    None => self.layout()?,
-                };
-                if layout.before_data > need {
-                    self.receiving = Receiving::Header { have: need, layout: Some(layout) };
-                } else {
-                    self.handle_header(layout)?;
-                }
-                Ok(Some(taken))
-            }
-            Receiving::AwaitSlot { layout } => {
-                let layout = *layout;
-                if self.free.is_empty() {
-                    return Ok(None);
-                }
-                self.handle_capsule(layout)?;
-                Ok(Some(0))
-            }
-            Receiving::Data { layout, to, at, crc, .. } => {
-                let taken = input.len().min((layout.data - *at) as usize);
-                if taken == 0 {
-                    return Ok(None);
-                }
-                let bytes = &input[..taken];
-                if let Some(to) = to {
-                    to.write(*at, bytes);
-                }
-                if let Some(crc) = crc {
-                    crc.add(bytes);
-                }
-                *at += taken as u32;
-                self.finish_data_if_complete();
-                Ok(Some(taken))
-            }
-            Receiving::DataDigest { owner, crc, got, have, .. } => {
-                let taken = input.len().min(DIGEST_BYTES - *have);
-                if taken == 0 {
-                    return Ok(None);
-                }
-                got[*have..*have + taken].copy_from_slice(&input[..taken]);
-                *have += taken;
-                if *have == DIGEST_BYTES {
-                    let (owner, intact) = (*owner, crc.to_bytes() == *got);
-                    self.complete(owner, intact);
-                }
-                Ok(Some(taken))
-            }
-        }
+    fn takes_input(&self) -> bool {
+        self.event.is_none() && self.phase != Phase::Ended
     }
 
-    /// How the PDU lies whose common header is there.
-    fn layout(&self) -> Result<Layout, Fault> {
-        let (common, _) = CommonHeader::ref_from_prefix(&self.header)
-            .map_err(|_| Fault::of(fes::INVALID_HEADER_FIELD))?;
-        let layout = layout(common, Sender::Host, self.digests)?;
-        let first = layout.pdu_type == pdu_type::IC_REQ;
-        if first != (self.phase == Phase::Initializing) {
-            return Err(Fault::of(fes::SEQUENCE_ERROR));
-        }
-        let most = match layout.pdu_type {
-            pdu_type::H2C_TERM_REQ => MAX_QUOTED_BYTES as u32,
-            // As much as its slot has room for, which is known when it gets one.
-            pdu_type::CAPSULE_CMD => u32::MAX,
-            _ => MAX_H2C_DATA_BYTES,
-        };
-        match layout.data <= most {
-            true => Ok(layout),
-            false if layout.pdu_type == pdu_type::H2C_DATA => Err(Fault::of(fes::LIMIT_EXCEEDED)),
-            false => Err(Fault::field(offset_of!(CommonHeader, plen))),
+    fn handle_received(&mut self, received: Received) -> Result<(), Fault> {
+        match received {
+            Received::Header(layout) => self.handle_header(layout),
+            Received::Data { intact } => self.handle_data_end(intact),
+            // Data has one place, which is as long as it is.
+            Received::Full => Ok(()),
         }
     }
 
     /// All bytes before the data are there.
     fn handle_header(&mut self, layout: Layout) -> Result<(), Fault> {
-        if layout.header_digest {
-            let (header, rest) = self.header.split_at(layout.hlen);
-            let got = rest.first_chunk::<DIGEST_BYTES>().copied().unwrap_or_default();
-            if digest_of(header) != got {
-                let fei = u32::from_le_bytes(got);
-                return Err(Fault { fes: fes::HEADER_DIGEST_ERROR, fei });
-            }
+        let first = layout.pdu_type == pdu_type::IC_REQ;
+        if first != (self.phase == Phase::Initializing) {
+            return Err(Fault::of(fes::SEQUENCE_ERROR));
         }
         match layout.pdu_type {
             pdu_type::IC_REQ => self.handle_ic_req(),
             pdu_type::CAPSULE_CMD => self.handle_capsule(layout),
             pdu_type::H2C_DATA => self.handle_data_header(layout),
-            _ => {
-                self.handle_data(layout, Owner::Nobody, None);
-                Ok(())
-            }
+            _ => self.handle_term_req(layout),
         }
     }
 
     fn handle_ic_req(&mut self) -> Result<(), Fault> {
-        let (request, _) = IcReq::ref_from_prefix(&self.header)
-            .map_err(|_| Fault::of(fes::INVALID_HEADER_FIELD))?;
+        let request: IcReq = self.read_header()?;
         let unsupported = |at: usize| Fault { fes: fes::UNSUPPORTED_PARAMETER, fei: at as u32 };
         if request.pfv.get() != PFV_1_0 {
             return Err(unsupported(offset_of!(IcReq, pfv)));
@@ -419,34 +325,40 @@ impl Connection {
         response.maxh2cdata = MAX_H2C_DATA_BYTES.into();
         self.outbox.push_plain(&response, &[]);
         self.outbox.negotiated(digests, alignment_bytes(request.hpda_z) as usize);
-        self.digests = digests;
+        self.receiver.negotiated(digests);
         self.phase = Phase::Open;
-        self.receiving = NEXT_HEADER;
         Ok(())
     }
 
     fn handle_capsule(&mut self, layout: Layout) -> Result<(), Fault> {
-        let (capsule, _) = CapsuleCmd::ref_from_prefix(&self.header)
-            .map_err(|_| Fault::of(fes::INVALID_HEADER_FIELD))?;
+        let capsule: CapsuleCmd = self.read_header()?;
         if layout.data > self.most_capsule_data {
             return Err(Fault::field(offset_of!(CommonHeader, plen)));
         }
         let Some(slot) = self.free.pop() else {
-            self.receiving = Receiving::AwaitSlot { layout };
+            self.incoming = Incoming::AwaitSlot { layout };
             return Ok(());
         };
         let it = &mut self.slots[usize::from(slot)];
         it.cid = capsule.sqe.cid();
         it.state = SlotState::Busy;
-        let to = (layout.data > 0).then(|| it.page.subspan(0, layout.data));
-        self.handle_data(layout, Owner::Capsule(slot), to);
+        if layout.data == 0 {
+            self.incoming = Incoming::None;
+            let sqe = capsule.sqe;
+            self.event = Some(ConnectionEvent::Capsule { slot, sqe, data: None, intact: true });
+            return Ok(());
+        }
+        self.incoming = Incoming::Capsule { slot, bytes: layout.data };
+        self.receiver.place(it.page);
         Ok(())
     }
 
     /// Data for a command must be what its R2T asked for, from the beginning to the end.
     fn handle_data_header(&mut self, layout: Layout) -> Result<(), Fault> {
-        let (data, _) = Data::ref_from_prefix(&self.header)
-            .map_err(|_| Fault::of(fes::INVALID_HEADER_FIELD))?;
+        if layout.data > MAX_H2C_DATA_BYTES {
+            return Err(Fault::of(fes::LIMIT_EXCEEDED));
+        }
+        let data: Data = self.read_header()?;
         let slot = data.ttag.get();
         let it = self.slots.get(usize::from(slot));
         let Some((&Slot { cid, .. }, SlotState::Receiving { to, received })) =
@@ -467,55 +379,38 @@ impl Connection {
         if (data.header.flags & FLAG_LAST_PDU != 0) != ends {
             return Err(Fault::field(offset_of!(CommonHeader, flags)));
         }
-        let part = to.subspan(received, layout.data);
-        self.handle_data(layout, Owner::Transfer(slot), Some(part));
+        self.incoming = Incoming::Transfer { slot, bytes: layout.data };
+        self.receiver.place(to.subspan(received, layout.data));
         Ok(())
     }
 
-    /// From here on data is received, if there is any.
-    fn handle_data(&mut self, layout: Layout, owner: Owner, to: Option<DmaSpan>) {
-        let crc = layout.data_digest.then(Crc::new);
-        self.receiving = Receiving::Data { layout, owner, to, at: 0, crc };
-        self.finish_data_if_complete();
+    /// What the host quotes is of no use to us, so that nothing more is received.
+    fn handle_term_req(&mut self, layout: Layout) -> Result<(), Fault> {
+        if layout.data > MAX_QUOTED_BYTES as u32 {
+            return Err(Fault::field(offset_of!(CommonHeader, plen)));
+        }
+        let fes = self.read_header::<TermReq>()?.fes.get();
+        self.phase = Phase::Ended;
+        self.event = Some(ConnectionEvent::Refused { fes });
+        Ok(())
     }
 
-    fn finish_data_if_complete(&mut self) {
-        let Receiving::Data { layout, owner, at, crc, .. } = &mut self.receiving else { return };
-        if *at < layout.data {
-            return;
-        }
-        let (layout, owner) = (*layout, *owner);
-        match crc.take() {
-            Some(crc) => {
-                let got = [0; DIGEST_BYTES];
-                self.receiving = Receiving::DataDigest { layout, owner, crc, got, have: 0 };
+    /// The data of a PDU is there.
+    fn handle_data_end(&mut self, intact: bool) -> Result<(), Fault> {
+        match std::mem::replace(&mut self.incoming, Incoming::None) {
+            Incoming::Capsule { slot, bytes } => {
+                let sqe = self.read_header::<CapsuleCmd>()?.sqe;
+                let data = Some(self.slots[usize::from(slot)].page.subspan(0, bytes));
+                self.event = Some(ConnectionEvent::Capsule { slot, sqe, data, intact });
             }
-            None => self.complete(owner, true),
+            Incoming::Transfer { slot, bytes } => self.complete_transfer(slot, bytes, intact),
+            Incoming::None | Incoming::AwaitSlot { .. } => {}
         }
+        Ok(())
     }
 
-    /// A PDU is complete.
-    fn complete(&mut self, owner: Owner, intact: bool) {
-        let layout = match &self.receiving {
-            Receiving::Data { layout, .. } | Receiving::DataDigest { layout, .. } => *layout,
-            Receiving::Header { .. } | Receiving::AwaitSlot { .. } => return,
-        };
-        self.receiving = NEXT_HEADER;
-        match owner {
-            Owner::Capsule(slot) => {
-                let Ok((capsule, _)) = CapsuleCmd::ref_from_prefix(&self.header) else { return };
-                let page = self.slots[usize::from(slot)].page;
-                let data = (layout.data > 0).then(|| page.subspan(0, layout.data));
-                self.event =
-                    Some(ConnectionEvent::Capsule { slot, sqe: capsule.sqe, data, intact });
-            }
-            Owner::Transfer(slot) => self.complete_transfer(slot, layout.data, intact),
-            Owner::Nobody => {
-                self.phase = Phase::Ended;
-                let fes = TermReq::ref_from_prefix(&self.header).map_or(0, |(it, _)| it.fes.get());
-                self.event = Some(ConnectionEvent::Refused { fes });
-            }
-        }
+    fn read_header<T: FromBytes>(&self) -> Result<T, Fault> {
+        self.receiver.header().ok_or(Fault::of(fes::INVALID_HEADER_FIELD))
     }
 
     /// A part of a transfer is there. One broken part breaks the transfer; the rest of it comes
@@ -542,12 +437,7 @@ impl Connection {
         term.header.pdu_type = pdu_type::C2H_TERM_REQ;
         term.fes = fault.fes.into();
         term.fei = fault.fei.into();
-        // The header that was wrong, as far as it is there.
-        let have = match &self.receiving {
-            Receiving::Header { have, .. } => *have,
-            _ => COMMON_BYTES,
-        };
-        self.outbox.push_plain(&term, &self.header[..have.min(MAX_QUOTED_BYTES)]);
+        self.outbox.push_plain(&term, self.receiver.quoted());
         self.event = Some(ConnectionEvent::Broken(fault));
     }
 }

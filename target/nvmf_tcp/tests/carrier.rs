@@ -298,6 +298,33 @@ fn more_commands_than_the_queue_holds_wait_in_the_socket() {
     core.assert_nothing_is_held();
 }
 
+#[test]
+fn a_turn_takes_one_call_for_all_and_two_for_each_connection_at_work() {
+    let mut core = Core::new();
+    let mut hosts: Vec<_> = (0..3).map(|_| core.connect()).collect();
+    for (_, host) in &mut hosts[..2] {
+        let commands: Vec<u8> = (0..16).flat_map(|cid| Host::read(cid, 0, 1)).collect();
+        host.send(&commands);
+    }
+    // Loopback is quick, but not at once: until both are there, turns find nothing.
+    std::thread::sleep(Duration::from_millis(50));
+    let before = core.carrier.stats();
+    core.turn();
+    let after = core.carrier.stats();
+    assert_eq!(after.poll_calls - before.poll_calls, 1);
+    assert_eq!(after.receive_calls - before.receive_calls, 2, "one for each that has something");
+    assert_eq!(after.send_calls - before.send_calls, 2, "one for each with something to send");
+    assert_eq!(after.capsules - before.capsules, 32);
+    core.turn();
+    let later = core.carrier.stats();
+    let calls = (later.receive_calls, later.send_calls);
+    assert_eq!(calls, (after.receive_calls, after.send_calls), "nothing more was there");
+    for (queue, _) in hosts {
+        core.close(queue);
+    }
+    core.assert_nothing_is_held();
+}
+
 /// `docs/data-path.md` says what a connection takes; this is what it takes.
 #[test]
 fn what_a_connection_takes_is_what_the_page_says() {

@@ -20,6 +20,8 @@ pub struct ServerConfig {
     pub breaks: u32,
     /// Where the numbers come from.
     pub seed: u64,
+    /// The first connection that has carried so many bytes carries no more, and stays open.
+    pub stall_after: Option<u64>,
 }
 
 /// A target that listens until it is dropped.
@@ -68,13 +70,16 @@ struct Peer {
     output: Vec<u8>,
     /// Bytes until it breaks.
     left: u64,
+    /// Bytes that it has carried.
+    carried: u64,
+    stalled: bool,
 }
 
 fn serve(listener: &TcpListener, addr: SocketAddr, config: ServerConfig, stop: &AtomicBool) -> u32 {
     let mut target = TargetSide::new(Instant::now(), addr);
     let mut random = Random::new(config.seed);
     let mut peers: BTreeMap<u64, Peer> = BTreeMap::new();
-    let mut broken = 0;
+    let (mut broken, mut stall_after) = (0, config.stall_after);
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
         let mut idle = true;
@@ -84,7 +89,8 @@ fn serve(listener: &TcpListener, addr: SocketAddr, config: ServerConfig, stop: &
             let breaks = config.break_below.filter(|_| broken < config.breaks);
             let left = breaks.map_or(u64::MAX, |below| random.below(below));
             let key = target.open(now, peer);
-            peers.insert(key, Peer { stream, output: Vec::new(), left });
+            let output = Vec::new();
+            peers.insert(key, Peer { stream, output, left, carried: 0, stalled: false });
             idle = false;
         }
         let mut gone = Vec::new();
@@ -94,6 +100,8 @@ fn serve(listener: &TcpListener, addr: SocketAddr, config: ServerConfig, stop: &
                 Some(bytes) => {
                     idle = false;
                     peer.left -= bytes.min(peer.left);
+                    peer.carried += bytes;
+                    peer.stalled = stall_after.take_if(|most| peer.carried >= *most).is_some();
                     if peer.left == 0 {
                         broken += 1;
                         gone.push(key);
@@ -117,6 +125,9 @@ fn serve(listener: &TcpListener, addr: SocketAddr, config: ServerConfig, stop: &
 
 /// Moves what there is, both ways: how many bytes; `None`: the connection is over.
 fn exchange(now: Instant, key: u64, peer: &mut Peer, target: &mut TargetSide) -> Option<u64> {
+    if peer.stalled {
+        return Some(0);
+    }
     let mut moved = 0;
     let mut input = [0; 64 << 10];
     match peer.stream.read(&mut input) {

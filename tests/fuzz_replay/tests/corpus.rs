@@ -27,6 +27,11 @@ fn corpus_of_capsule() {
 }
 
 #[test]
+fn corpus_of_host_connection() {
+    replay("host_connection", fuzz_replay::host_connection);
+}
+
+#[test]
 fn corpus_of_private_data() {
     replay("private_data", fuzz_replay::private_data);
 }
@@ -66,6 +71,11 @@ proptest! {
     #[test]
     fn any_capsules_and_events(bytes in bytes(4000)) {
         fuzz_replay::capsule(&bytes);
+    }
+
+    #[test]
+    fn any_controller_for_a_host(bytes in bytes(4000)) {
+        fuzz_replay::host_connection(&bytes);
     }
 
     #[test]

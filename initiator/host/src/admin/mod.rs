@@ -329,7 +329,7 @@ impl Admin {
         let answer = done.answer;
         self.step = match self.step {
             Step::Connect => {
-                self.handle_connected(now, answer)?;
+                self.handle_connected(answer)?;
                 Step::Capabilities
             }
             Step::Capabilities => {
@@ -381,7 +381,7 @@ impl Admin {
         Ok(())
     }
 
-    fn handle_connected(&mut self, now: Instant, answer: Answer) -> Result<(), Error> {
+    fn handle_connected(&mut self, answer: Answer) -> Result<(), Error> {
         let result = check("Connect", answer)?;
         // An authentication that the controller demands is in the upper half.
         if result >> 16 & 0xFFFF != 0 {
@@ -391,8 +391,6 @@ impl Admin {
         if self.cntlid > CNTLID_MAX {
             return Err(Error::Unusable { reason: "Connect gave a reserved identifier" });
         }
-        // Bring-up may take longer than the time-out, so keep-alives begin at once.
-        self.keep_alive_at = Some(now + self.options.keep_alive / 2);
         Ok(())
     }
 
@@ -403,6 +401,8 @@ impl Admin {
             return Err(Error::FatalStatus);
         }
         if csts.rdy() {
+            // From here on the controller counts time; before, it would refuse the command.
+            self.keep_alive_at = Some(now + self.options.keep_alive / 2);
             return Ok(Step::Identify);
         }
         self.wait_on(now, wait, "becoming ready (CSTS.RDY)")?;
