@@ -282,8 +282,12 @@ impl World<'_> {
 
     /// What one host receives may make room for another's commands.
     fn receive_all(&mut self) {
-        while (0..self.hosts.len()).fold(false, |any, index| any | self.receive(index, usize::MAX))
-        {
+        let mut any = true;
+        while any {
+            any = false;
+            for index in 0..self.hosts.len() {
+                any |= self.receive(index, usize::MAX);
+            }
         }
     }
 
@@ -302,7 +306,7 @@ impl World<'_> {
         }
         self.receive_all();
         while let Some(index) = self.hosts.iter().position(|host| !host.wanted.is_empty()) {
-            // None at all: the next transfer from its beginning to its end.
+            // The first of its transfers, as much as is left of it.
             let data = self.data(index, &mut Input::new(&[0, 0xFF]));
             self.send(index, &data);
             self.receive_all();
