@@ -13,7 +13,6 @@ use dma::Arena;
 
 mod admin;
 mod capsule;
-mod host_connection;
 mod input;
 mod private_data;
 mod sgl;
@@ -24,7 +23,6 @@ mod tcp_target_engine;
 
 pub use admin::admin;
 pub use capsule::capsule;
-pub use host_connection::host_connection;
 pub use private_data::private_data;
 pub use sgl::sgl;
 pub use tcp_host::tcp_host;

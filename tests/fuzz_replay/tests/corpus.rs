@@ -27,11 +27,6 @@ fn corpus_of_capsule() {
 }
 
 #[test]
-fn corpus_of_host_connection() {
-    replay("host_connection", fuzz_replay::host_connection);
-}
-
-#[test]
 fn corpus_of_private_data() {
     replay("private_data", fuzz_replay::private_data);
 }
@@ -74,11 +69,6 @@ proptest! {
     }
 
     #[test]
-    fn any_controller_for_a_host(bytes in bytes(4000)) {
-        fuzz_replay::host_connection(&bytes);
-    }
-
-    #[test]
     fn any_private_data(bytes in bytes(64)) {
         fuzz_replay::private_data(&bytes);
     }
@@ -87,6 +77,7 @@ proptest! {
     fn any_sgl(bytes in bytes(2000)) {
         fuzz_replay::sgl(&bytes);
     }
+
     #[test]
     fn any_controller_of_a_tcp_host(bytes in bytes(2000)) {
         fuzz_replay::tcp_host(&bytes);
