@@ -355,24 +355,30 @@ fio_rate() {
 
 NVMET=/sys/kernel/config/nvmet
 
-# nvmet_listen [PORT]: opens a port of the kernel's target on the guest's address.
+# nvmet_listen [PORT [TRANSPORT [ADDRESS]]]: opens a port of the kernel's target, by default for RDMA
+# on the guest's address.
 nvmet_listen() {
-    local port=$NVMET/ports/1
+    local address=${3:-$HOST_IP} family=ipv4 count port
+    [[ $address != *:* ]] || family=ipv6
+    count=$(find "$NVMET/ports" -mindepth 1 -maxdepth 1 | wc -l)
+    port=$NVMET/ports/$((count + 1))
     mkdir "$port"
-    echo rdma >"$port/addr_trtype"
-    echo ipv4 >"$port/addr_adrfam"
-    echo "$HOST_IP" >"$port/addr_traddr"
+    echo "${2:-rdma}" >"$port/addr_trtype"
+    echo "$family" >"$port/addr_adrfam"
+    echo "$address" >"$port/addr_traddr"
     echo "${1:-4420}" >"$port/addr_trsvcid"
 }
 
-# nvmet_export NQN DEVICE: exports a block device as namespace 1, to any host.
+# nvmet_export NQN DEVICE: exports a block device as namespace 1, to any host, on all ports.
 nvmet_export() {
-    local subsystem=$NVMET/subsystems/$1
+    local subsystem=$NVMET/subsystems/$1 port
     mkdir "$subsystem" "$subsystem/namespaces/1"
     echo 1 >"$subsystem/attr_allow_any_host"
     echo -n "$2" >"$subsystem/namespaces/1/device_path"
     echo 1 >"$subsystem/namespaces/1/enable"
-    ln -s "$subsystem" "$NVMET/ports/1/subsystems/"
+    for port in "$NVMET"/ports/*; do
+        ln -s "$subsystem" "$port/subsystems/"
+    done
 }
 
 # nvmet_clear: ends everything that the kernel's target serves.

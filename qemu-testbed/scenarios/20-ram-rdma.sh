@@ -52,4 +52,14 @@ check "umount" umount /mnt/a
 
 step "detach"
 detach "$NQN"
+
+step "the same over IPv6"
+check "an address" ip address add fd00::20/64 dev eth0 nodad
+wait_for 10 "the RDMA device has it" grep -qr fd00:0000.*:0020 /sys/class/infiniband/rxe0/ports/1/gids
+check "another block device" forebay bdev create ram ram1 64M
+line=$(forebay export ram1 --any-host --listen "[fd00::20]" | grep -o "nvme connect .*fd00.*")
+device=$(connect_line "$line" -k 60)
+fio_verify "$device" --size=8m
+detach nqn.2026-11.io.forebay:ram1
+ip address del fd00::20/64 dev eth0
 target_stop

@@ -18,6 +18,15 @@ verified() {
     expect_eq "last line" "$(tail -n 1 <<<"$output")" "host_verify: ok"
 }
 
+# load_verified NQN: forebay-perf with blocks of all sizes, each read back at the end.
+load_verified() {
+    local output
+    output=$(forebay-perf run "rdma://$HOST_IP/$1" --pattern random --read 50 --cores 1 \
+        --block-size 4k:70,64k:20,1m:10 --depth 16 --runtime 1s --size 16M --flush-every 50 \
+        --verify "$(mktemp -u)" --destroy-data 2>&1) || fail "forebay-perf on $1: $output"
+    expect_match "forebay-perf" "$output" 'verified: [1-9][0-9]* blocks are what was written'
+}
+
 # begin_load NQN WORD: I/O on its way, in the background, with its words in load.log.
 begin_load() {
     "$verify" rdma "$HOST_IP:4420" "$1" 1 "$2" >load.log 2>&1 &
@@ -40,6 +49,7 @@ for transport in rdma tcp; do
     expect_eq "attach over $transport" "$(tail -n 1 <<<"$output")" "wrote a block and read it back"
     verified "$transport" "$ours"
 done
+load_verified "$ours"
 
 step "what cannot be attached is told"
 expect_failure "another name" "Connect failed: .*the subsystem NQN" \
@@ -58,6 +68,7 @@ dmesg_allow 'connect request for invalid subsystem'
 nvmet_listen 4420
 nvmet_export "$kernels" "$(null_blk nullb0 64)"
 verified rdma "$kernels"
+load_verified "$kernels"
 expect_failure "another name" "Connect failed: .*the subsystem NQN" \
     "$attach" rdma "$HOST_IP:4420" nqn.2026-11.io.forebay:none 1
 

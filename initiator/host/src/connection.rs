@@ -212,6 +212,8 @@ impl Connection {
             }
             match it.answer {
                 Some(_) => self.left.push_back(index),
+                // The last words may have been queued meanwhile.
+                None if self.phase == Phase::Ended => {}
                 None => self.send_data(index),
             }
         }

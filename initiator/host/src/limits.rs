@@ -20,7 +20,7 @@ pub const MAX_TRANSFER_BYTES: u32 = 1 << 20;
 pub const ADMIN_IN_CAPSULE_BYTES: u32 = 8192;
 
 /// Bytes that are received at a time besides data that goes straight to its place.
-pub const INPUT_BYTES: usize = 16 << 10;
+pub const INPUT_BYTES: usize = 64 << 10;
 
 /// Most data that a keyed SGL descriptor tells of: its length has 24 bits.
 pub const MAX_KEYED_BYTES: u32 = (1 << 24) - 1;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -55,6 +56,27 @@ impl HostIdentity {
     /// A host that consists of its UUID.
     pub fn new(id: Uuid) -> Self {
         Self { nqn: format!("{UUID_NQN_PREFIX}{id}"), id }
+    }
+
+    /// Who this machine is to nvme-cli and the kernel's initiator, by `hostnqn` and `hostid` in a
+    /// folder (`/etc/nvme`). `None` without a host NQN there; without an identifier it follows from
+    /// the NQN.
+    pub fn of_machine(folder: &Path) -> Option<Self> {
+        let line = |name| {
+            let text = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+            Some(text.trim().to_owned()).filter(|line| !line.is_empty())
+        };
+        let id = line("hostid").and_then(|line| Uuid::parse_str(&line).ok());
+        let named = Self::named(line("hostnqn")?);
+        Some(Self { id: id.unwrap_or(named.id), ..named })
+    }
+
+    /// The host of this name, with an identifier that follows from it: the UUID in it, if it is
+    /// made of one.
+    pub fn named(nqn: String) -> Self {
+        let own = nqn.strip_prefix(UUID_NQN_PREFIX).and_then(|text| Uuid::parse_str(text).ok());
+        let id = own.unwrap_or_else(|| Uuid::new_v5(&Uuid::NAMESPACE_OID, nqn.as_bytes()));
+        Self { nqn, id }
     }
 
     /// A host that nobody has seen before.
@@ -166,6 +188,24 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_is_known_by_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let of_machine = || HostIdentity::of_machine(folder.path());
+        assert_eq!(of_machine(), None);
+        let id = Uuid::from_u128(7);
+        std::fs::write(folder.path().join("hostnqn"), format!("{UUID_NQN_PREFIX}{id}\n")).unwrap();
+        assert_eq!(of_machine(), Some(HostIdentity::new(id)));
+        let other = Uuid::from_u128(8);
+        std::fs::write(folder.path().join("hostid"), format!("{other}\n")).unwrap();
+        assert_eq!(of_machine(), Some(HostIdentity { id: other, ..HostIdentity::new(id) }));
+        std::fs::write(folder.path().join("hostnqn"), "nqn.2026-11.io.forebay:host").unwrap();
+        std::fs::write(folder.path().join("hostid"), "none").unwrap();
+        let named = of_machine().unwrap();
+        assert_eq!(named, HostIdentity::named("nqn.2026-11.io.forebay:host".to_owned()));
+        assert!(!named.id.is_nil());
+    }
 
     #[test]
     fn options_that_cannot_be_are_named() {

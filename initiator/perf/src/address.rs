@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use api::{parse_size, show_size};
+use api::{Endpoint, parse_size, show_size};
 use vfio::pci::Bdf;
 
 /// What load is put on.
@@ -31,6 +31,15 @@ pub enum Address {
         /// The namespace.
         nsid: u32,
     },
+    /// A namespace of a target, over NVMe over Fabrics.
+    Fabrics {
+        /// Where the target listens.
+        endpoint: Endpoint,
+        /// The subsystem.
+        nqn: String,
+        /// The namespace.
+        nsid: u32,
+    },
 }
 
 impl Address {
@@ -41,7 +50,7 @@ impl Address {
 
     /// Whether we choose the size of its logical blocks.
     pub fn has_any_block_size(&self) -> bool {
-        !matches!(self, Address::Pcie { .. })
+        !matches!(self, Address::Pcie { .. } | Address::Fabrics { .. })
     }
 }
 
@@ -49,8 +58,12 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown =
-            || format!("{text:?} is none of null:SIZE, ram:SIZE, file:PATH, pcie:BDF[/NSID]");
+        let unknown = || {
+            format!(
+                "{text:?} is none of null:SIZE, ram:SIZE, file:PATH, pcie:BDF[/NSID], \
+                 rdma://ADDR[:PORT]/NQN[/NSID], tcp://ADDR[:PORT]/NQN[/NSID]"
+            )
+        };
         let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
         match kind {
             "null" => Ok(Address::Null { bytes: parse_size(rest)? }),
@@ -59,14 +72,31 @@ impl FromStr for Address {
             "file" => Ok(Address::File { path: rest.to_owned() }),
             "pcie" => {
                 let (bdf, nsid) = rest.split_once('/').unwrap_or((rest, "1"));
-                let nsid = nsid.parse().ok().filter(|nsid| (1..=0xFFFF_FFFE).contains(nsid));
-                let nsid = nsid.ok_or("a namespace is a number from 1 on".to_owned())?;
+                let nsid = parse_nsid(nsid)?;
                 let bdf = bdf.parse().map_err(|error: vfio::VfioError| error.to_string())?;
                 Ok(Address::Pcie { bdf, nsid })
+            }
+            "rdma" | "tcp" => {
+                let (endpoint, name) = rest
+                    .strip_prefix("//")
+                    .and_then(|rest| rest.split_once('/'))
+                    .ok_or_else(unknown)?;
+                let (nqn, nsid) = match name.rsplit_once('/') {
+                    Some((nqn, nsid)) => (nqn, parse_nsid(nsid)?),
+                    None => (name, 1),
+                };
+                api::check_nqn(nqn).map_err(|reason| format!("{nqn:?} {reason}"))?;
+                let endpoint = format!("{kind}://{endpoint}").parse()?;
+                Ok(Address::Fabrics { endpoint, nqn: nqn.to_owned(), nsid })
             }
             _ => Err(unknown()),
         }
     }
+}
+
+fn parse_nsid(text: &str) -> Result<u32, String> {
+    let nsid = text.parse().ok().filter(|nsid| (1..=0xFFFF_FFFE).contains(nsid));
+    nsid.ok_or_else(|| format!("{text:?} is no namespace, which is a number from 1 on"))
 }
 
 impl fmt::Display for Address {
@@ -76,6 +106,7 @@ impl fmt::Display for Address {
             Address::Ram { bytes } => write!(f, "ram:{}", show_size(*bytes).replace(' ', "")),
             Address::File { path } => write!(f, "file:{path}"),
             Address::Pcie { bdf, nsid } => write!(f, "pcie:{bdf}/{nsid}"),
+            Address::Fabrics { endpoint, nqn, nsid } => write!(f, "{endpoint}/{nqn}/{nsid}"),
         }
     }
 }
@@ -92,14 +123,27 @@ mod tests {
         assert_eq!("null:1G".parse(), Ok(Address::Null { bytes: 1 << 30 }));
         let first = "pcie:0000:01:00.0".parse::<Address>().unwrap();
         assert_eq!(first.to_string(), "pcie:0000:01:00.0/1");
+        let fabrics = "tcp://[fd00::1]/nqn.2026-11.io.forebay:a".parse::<Address>().unwrap();
+        assert_eq!(fabrics.to_string(), "tcp://[fd00::1]:4420/nqn.2026-11.io.forebay:a/1");
+        assert_eq!(fabrics.to_string().parse(), Ok(fabrics));
+        let rdma = "rdma://10.0.0.1:4421/nqn.2026-11.io.forebay:a/2";
+        assert_eq!(rdma.parse::<Address>().unwrap().to_string(), rdma);
     }
 
     #[test]
     fn what_is_no_address_is_refused_with_what_would_be_one() {
-        for text in ["", "null", "tape:1", "jobs.toml", "tcp://[::1]:4420/nqn"] {
+        for text in ["", "null", "tape:1", "jobs.toml", "tcp://[::1]:4420", "tcp:10.0.0.1/nqn"] {
             assert!(text.parse::<Address>().unwrap_err().contains("pcie:BDF"), "{text}");
         }
-        for text in ["null:0", "ram:x", "file:", "pcie:01:00", "pcie:0000:01:00.0/0"] {
+        for text in [
+            "null:0",
+            "ram:x",
+            "file:",
+            "pcie:01:00",
+            "pcie:0000:01:00.0/0",
+            "tcp://h/nqn.2026-11.io:a",
+            "tcp://[::1]/x",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

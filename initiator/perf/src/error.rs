@@ -55,6 +55,9 @@ pub enum PerfError {
     /// The SSD does not come up.
     #[error(transparent)]
     Nvme(#[from] nvme::NvmeError),
+    /// The target on the fabric cannot be had, or was lost.
+    #[error(transparent)]
+    Host(#[from] host::Error),
     /// There is no memory for the data.
     #[error("memory for the data: {0}")]
     Memory(#[from] dma::ArenaError),

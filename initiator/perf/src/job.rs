@@ -46,6 +46,10 @@ pub struct Job {
     pub verify: Option<PathBuf>,
     /// An SSD is taken whatever it bears.
     pub force: bool,
+    /// Who we are to a target on the fabric.
+    pub host_nqn: Option<String>,
+    /// Digests of headers and of data on the fabric.
+    pub digests: (bool, bool),
     /// Where the plot goes.
     pub plot: Option<PathBuf>,
 }
@@ -106,6 +110,8 @@ impl Job {
             seed: options.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0),
             verify: options.verify.clone(),
             force: options.force || options.destroy_data,
+            host_nqn: options.host_nqn.clone(),
+            digests: (options.hdr_digest, options.data_digest),
             plot: options.plot.clone(),
             name,
         })
@@ -224,7 +230,7 @@ pub fn check_depth(depth: usize) -> Result<(), String> {
 fn logical_block(options: &JobOptions, address: &Address) -> Result<u32, String> {
     match options.logical_block {
         None => Ok(4096),
-        Some(_) if !address.has_any_block_size() => Err("an SSD has its own".to_owned()),
+        Some(_) if !address.has_any_block_size() => Err("the target has its own".to_owned()),
         Some(Bytes(bytes)) => {
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
             api::check_block_bytes(bytes).map(|()| bytes)

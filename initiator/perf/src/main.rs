@@ -79,15 +79,16 @@ fn execute(arguments: &Arguments, out: &mut impl Write) -> Result<bool, PerfErro
 
 fn run_jobs(arguments: &RunArguments, json: bool, out: &mut impl Write) -> Result<bool, PerfError> {
     let jobs: Vec<Job> = arguments.jobs()?.iter().map(Job::new).collect::<Result<_, _>>()?;
-    let needs = jobs.iter().map(|job| {
+    let uses: Vec<Use> = jobs.iter().map(how).collect();
+    let needs = jobs.iter().zip(&uses).map(|(job, how)| {
         let data = run::data_bytes(job.cpus.len(), job.depth, job.workload.max_bytes());
-        (&job.address, how(job), data)
+        (&job.address, how, data)
     });
     let arena = target::arena(needs)?;
     let stop = stop_flag()?;
     let mut reports = Vec::new();
-    for (number, job) in jobs.iter().enumerate() {
-        let mut target = Target::open(&job.address, how(job), arena)?;
+    for (number, (job, how)) in jobs.iter().zip(&uses).enumerate() {
+        let mut target = Target::open(&job.address, how, arena)?;
         let bdev = Arc::clone(target.bdev());
         let geometry = bdev.geometry();
         let ran = shown(&job.name, |progress| {
@@ -140,10 +141,18 @@ fn run_verify(
     if !log.blocks.iter().any(|block| block.is_known()) {
         return Err(PerfError::NothingWritten { path: arguments.log.clone() });
     }
-    let (depth, force) = (arguments.depth, arguments.force);
-    let how = Use { logical_block: block, cores: cpus.len(), depth, force };
+    let depth = arguments.depth;
+    let how = Use {
+        logical_block: block,
+        cores: cpus.len(),
+        depth,
+        force: arguments.force,
+        host_nqn: arguments.host_nqn.clone(),
+        header_digest: arguments.hdr_digest,
+        data_digest: arguments.data_digest,
+    };
     let data = run::data_bytes(cpus.len(), depth, max_bytes);
-    let arena = target::arena(std::iter::once((&address, how, data)))?;
+    let arena = target::arena(std::iter::once((&address, &how, data)))?;
     let stop = stop_flag()?;
     let subject = Subject {
         name: "verify".to_owned(),
@@ -155,7 +164,7 @@ fn run_verify(
         rate: None,
         never_waits: !address.keeps_data(),
     };
-    let mut target = Target::open(&address, how, arena)?;
+    let mut target = Target::open(&address, &how, arena)?;
     let bdev = Arc::clone(target.bdev());
     let geometry = bdev.geometry();
     let ran = shown("verify", |progress| {
@@ -192,6 +201,9 @@ fn how(job: &Job) -> Use {
         cores: job.cpus.len(),
         depth: job.depth,
         force: job.force,
+        host_nqn: job.host_nqn.clone(),
+        header_digest: job.digests.0,
+        data_digest: job.digests.1,
     }
 }
 

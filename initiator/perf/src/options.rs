@@ -31,7 +31,9 @@ pub struct Arguments {
 pub enum Command {
     /// Put load on a target, or run the jobs of a file
     #[command(after_help = "Targets: null:SIZE, ram:SIZE, file:PATH (a file or a block device of \
-                            the kernel), pcie:BDF[/NSID] (an SSD, through our own driver).")]
+                            the kernel), pcie:BDF[/NSID] (an SSD, through our own driver), \
+                            rdma:// or tcp://ADDR[:PORT]/NQN[/NSID] (a target, over NVMe/RDMA or \
+                            NVMe/TCP).")]
     Run(Box<RunArguments>),
     /// Read back everything that an acknowledgement log knows of, and check it
     Verify(VerifyArguments),
@@ -78,6 +80,15 @@ pub struct VerifyArguments {
     /// Take the SSD although it bears data, or vfio-pci has it already
     #[arg(long)]
     pub force: bool,
+    /// Who we are to a target on the fabric [default: /etc/nvme/hostnqn, or nobody in particular]
+    #[arg(long, value_name = "NQN")]
+    pub host_nqn: Option<String>,
+    /// Digests of headers on the fabric
+    #[arg(long)]
+    pub hdr_digest: bool,
+    /// Digests of data on the fabric
+    #[arg(long)]
+    pub data_digest: bool,
 }
 
 /// Where I/Os go.
@@ -178,6 +189,15 @@ pub struct JobOptions {
     /// Take the SSD although it bears data, or vfio-pci has it already
     #[arg(long)]
     pub force: bool,
+    /// Who we are to a target on the fabric [default: /etc/nvme/hostnqn, or nobody in particular]
+    #[arg(long, value_name = "NQN")]
+    pub host_nqn: Option<String>,
+    /// Digests of headers on the fabric
+    #[arg(long)]
+    pub hdr_digest: bool,
+    /// Digests of data on the fabric
+    #[arg(long)]
+    pub data_digest: bool,
     /// Draw latency and throughput into this SVG file
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
@@ -223,6 +243,9 @@ impl JobOptions {
             verify: self.verify.clone().or_else(|| other.verify.clone()),
             destroy_data: self.destroy_data || other.destroy_data,
             force: self.force || other.force,
+            host_nqn: self.host_nqn.clone().or_else(|| other.host_nqn.clone()),
+            hdr_digest: self.hdr_digest || other.hdr_digest,
+            data_digest: self.data_digest || other.data_digest,
             plot: self.plot.clone().or_else(|| other.plot.clone()),
         }
     }

@@ -3,11 +3,14 @@
 //! Whatever a target is, it comes as a [`Bdev`]; the rest of the crate knows nothing else. A kind
 //! of target that is added becomes an [`Address`], and one more arm of [`Target::open`].
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bdev::{Bdev, BdevError, FileBdev, NullBdev, NvmeBdev, RamBdev};
+use api::Endpoint;
+use bdev::{Bdev, BdevError, FabricsBdev, FileBdev, NullBdev, NvmeBdev, RamBdev};
 use dma::Arena;
+use host::{Controller, HostIdentity};
 use nvme::{Config, NvmeDevice};
 use vfio::Device;
 use vfio::pci::{Bdf, Before, System};
@@ -17,7 +20,7 @@ use crate::error::PerfError;
 use crate::limits::{RELEASE_LIMIT, TICK};
 
 /// How a target is used.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Use {
     /// Bytes of a logical block, where we choose.
     pub logical_block: u32,
@@ -27,13 +30,27 @@ pub struct Use {
     pub depth: usize,
     /// An SSD is taken although it bears data, or vfio-pci has it already.
     pub force: bool,
+    /// Who we are to a target on the fabric: by default who this machine is, or nobody in
+    /// particular.
+    pub host_nqn: Option<String>,
+    /// Digests of headers on the fabric.
+    pub header_digest: bool,
+    /// Digests of data on the fabric.
+    pub data_digest: bool,
 }
 
 /// An open target.
 pub struct Target {
     bdev: Arc<dyn Bdev>,
-    /// What keeps an SSD going.
-    ssd: Option<Ssd>,
+    keeper: Keeper,
+}
+
+/// What keeps a target going.
+enum Keeper {
+    /// It goes by itself.
+    Nobody,
+    Ssd(Box<Ssd>),
+    Fabrics(Arc<FabricsBdev>),
 }
 
 struct Ssd {
@@ -47,7 +64,7 @@ impl Target {
     ///
     /// # Errors
     /// It cannot be had, and is left as it was.
-    pub fn open(address: &Address, how: Use, arena: &'static Arena) -> Result<Self, PerfError> {
+    pub fn open(address: &Address, how: &Use, arena: &'static Arena) -> Result<Self, PerfError> {
         let name = address.to_string();
         let block = how.logical_block;
         let bdev: Arc<dyn Bdev> = match address {
@@ -59,15 +76,49 @@ impl Target {
             }
             Address::File { path } => Arc::new(open_file(&name, path, block)?),
             Address::Pcie { bdf, nsid } => return Self::open_ssd(&name, *bdf, *nsid, how, arena),
+            Address::Fabrics { endpoint, nqn, nsid } => {
+                return Self::connect(&name, *endpoint, (nqn, *nsid), how, arena);
+            }
         };
-        Ok(Self { bdev, ssd: None })
+        Ok(Self { bdev, keeper: Keeper::Nobody })
+    }
+
+    fn connect(
+        name: &str,
+        endpoint: Endpoint,
+        (nqn, nsid): (&str, u32),
+        how: &Use,
+        arena: &'static Arena,
+    ) -> Result<Self, PerfError> {
+        let machine = || HostIdentity::of_machine(Path::new("/etc/nvme"));
+        let host = how.host_nqn.clone().map(HostIdentity::named).or_else(machine);
+        let transport = match endpoint.transport {
+            api::Transport::Rdma => host::Transport::Rdma,
+            api::Transport::Tcp => host::Transport::Tcp,
+        };
+        let options = host::Options {
+            host: host.unwrap_or_else(HostIdentity::random),
+            io_queues: how.cores as u16,
+            depth: how.depth as u16,
+            header_digest: how.header_digest,
+            data_digest: how.data_digest,
+            ..host::Options::new(transport, endpoint.address, nqn)
+        };
+        let controller = Controller::connect(options, arena)?;
+        let taken = usize::from(controller.info().depth);
+        if taken < how.depth {
+            let reason = format!("it takes {taken} commands at a time on a queue: --depth {taken}");
+            return Err(BdevError::Invalid { name: name.to_owned(), reason }.into());
+        }
+        let bdev = Arc::new(FabricsBdev::new(name, controller, nqn, nsid)?);
+        Ok(Self { bdev: Arc::clone(&bdev) as Arc<dyn Bdev>, keeper: Keeper::Fabrics(bdev) })
     }
 
     fn open_ssd(
         name: &str,
         bdf: Bdf,
         nsid: u32,
-        how: Use,
+        how: &Use,
         arena: &'static Arena,
     ) -> Result<Self, PerfError> {
         let system = System::default();
@@ -82,8 +133,8 @@ impl Target {
             });
         match opened {
             Ok((bdev, device)) => {
-                let ssd = Some(Ssd { device, bdf, before });
-                Ok(Self { bdev: Arc::new(bdev), ssd })
+                let keeper = Keeper::Ssd(Box::new(Ssd { device, bdf, before }));
+                Ok(Self { bdev: Arc::new(bdev), keeper })
             }
             Err(error) => {
                 // The first error says more than one of the way back would.
@@ -100,21 +151,32 @@ impl Target {
 
     /// Does what the target needs from time to time.
     pub fn poll(&mut self, now: Instant) {
-        if let Some(ssd) = &mut self.ssd {
-            ssd.device.poll(now);
+        match &mut self.keeper {
+            Keeper::Nobody => {}
+            Keeper::Ssd(ssd) => ssd.device.poll(now),
+            Keeper::Fabrics(fabrics) => fabrics.poll(now),
         }
     }
 
-    /// Closes it, and gives an SSD back to whoever had it. No channel of it is left.
+    /// Closes it, gives an SSD back to whoever had it, and disconnects. No channel of it is left.
     ///
     /// # Errors
-    /// The SSD cannot be given back.
+    /// The SSD cannot be given back, or the controller does not shut down.
     pub fn close(self) -> Result<(), PerfError> {
-        let Self { bdev, ssd } = self;
+        let Self { bdev, keeper } = self;
         drop(bdev);
-        let Some(Ssd { device, bdf, before }) = ssd else { return Ok(()) };
-        device.close();
-        Ok(System::default().restore(bdf, &before)?)
+        match keeper {
+            Keeper::Nobody => Ok(()),
+            Keeper::Ssd(ssd) => {
+                let Ssd { device, bdf, before } = *ssd;
+                device.close();
+                Ok(System::default().restore(bdf, &before)?)
+            }
+            Keeper::Fabrics(fabrics) => match Arc::into_inner(fabrics) {
+                Some(fabrics) => Ok(fabrics.detach()?),
+                None => Ok(()),
+            },
+        }
     }
 }
 
@@ -130,7 +192,7 @@ fn open_file(name: &str, path: &str, block: u32) -> Result<FileBdev, BdevError> 
     }
 }
 
-fn bring_up(bdf: Bdf, how: Use, arena: &'static Arena) -> Result<NvmeDevice<Device>, PerfError> {
+fn bring_up(bdf: Bdf, how: &Use, arena: &'static Arena) -> Result<NvmeDevice<Device>, PerfError> {
     let pci = Arc::new(Device::open(bdf, arena)?);
     let config = Config {
         cores: how.cores as u16,
@@ -154,17 +216,23 @@ fn blocks(name: &str, bytes: u64, block: u32) -> Result<u64, PerfError> {
 /// # Errors
 /// It is not to be had.
 pub fn arena<'a>(
-    jobs: impl Iterator<Item = (&'a Address, Use, u64)>,
+    jobs: impl Iterator<Item = (&'a Address, &'a Use, u64)>,
 ) -> Result<&'static Arena, PerfError> {
     /// What an SSD has for its admin queues and tables.
     const SSD_BYTES: u64 = 4 << 20;
     /// What each of its queue pairs has at most: 1,024 entries with a list of 2,048 bytes each.
     const QUEUE_BYTES: u64 = 4 << 20;
+    /// What an association has for its admin queue, and each of its I/O queues.
+    const ASSOCIATION_BYTES: u64 = 64 << 10;
     let (mut bytes, mut has_ssd) = (0, false);
     for (address, how, data) in jobs {
-        let is_ssd = matches!(address, Address::Pcie { .. });
-        let queues = if is_ssd { SSD_BYTES + how.cores as u64 * QUEUE_BYTES } else { 0 };
-        has_ssd |= is_ssd;
+        let cores = how.cores as u64;
+        let queues = match address {
+            Address::Null { .. } | Address::Ram { .. } | Address::File { .. } => 0,
+            Address::Pcie { .. } => SSD_BYTES + cores * QUEUE_BYTES,
+            Address::Fabrics { .. } => (1 + cores) * ASSOCIATION_BYTES,
+        };
+        has_ssd |= matches!(address, Address::Pcie { .. });
         bytes = bytes.max(data + queues);
     }
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod errno;
+mod fabrics;
 mod file;
 pub mod limits;
 mod null;
@@ -31,6 +32,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 pub use self::nvme::NvmeBdev;
+pub use fabrics::FabricsBdev;
 pub use file::FileBdev;
 pub use null::NullBdev;
 pub use ram::RamBdev;
@@ -124,7 +126,7 @@ pub trait Bdev: Send + Sync {
     /// The name users gave it or know it by; unique in a daemon.
     fn name(&self) -> &str;
 
-    /// The kind of backend: `nvme`, `file`, `ram`, `null`.
+    /// The kind of backend: `nvme`, `file`, `ram`, `null`, `fabrics`.
     fn kind(&self) -> &'static str;
 
     /// Size and limits.

@@ -221,8 +221,12 @@ impl Connection {
     }
 
     /// Asks the host for the data of a slot's command, all of it at once, to be put into `to`.
+    /// Once the host was told that it is over, nothing is asked for.
     pub fn fetch(&mut self, slot: u16, to: DmaSpan) {
         let Some(it) = self.slots.get_mut(usize::from(slot)) else { return };
+        if self.phase == Phase::Ended {
+            return;
+        }
         it.state = SlotState::Receiving { to, received: 0 };
         let mut r2t = R2t::new_zeroed();
         r2t.header.pdu_type = pdu_type::R2T;

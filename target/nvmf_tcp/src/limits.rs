@@ -18,7 +18,7 @@ pub const IN_CAPSULE_BYTES: u32 = 4096;
 
 /// Bytes that a connection receives at most beyond the data of the PDU that has begun: several
 /// small commands with one call.
-pub const INPUT_BYTES: usize = 16 * 1024;
+pub const INPUT_BYTES: usize = 64 * 1024;
 
 /// Connections that one call tells to have something.
 pub const READY_BATCH: usize = 64;

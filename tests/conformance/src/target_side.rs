@@ -39,6 +39,7 @@ pub struct TargetSide {
     /// Commands that the control half has, and where its answers go.
     commands: BTreeMap<CommandKey, Option<DmaSpan>>,
     now: Instant,
+    local: SocketAddr,
     subsystem: u32,
     geometry: bdev::Geometry,
 }
@@ -60,24 +61,23 @@ struct Link {
 impl TargetSide {
     /// A target reached at `local`, whose memory comes from an arena of its own.
     pub fn new(now: Instant, local: SocketAddr) -> Self {
-        let arena = Arena::plain_pages(64 << 20).expect("memory");
+        Self::in_arena(Arena::plain_pages(64 << 20).expect("memory"), 24 << 20, now, local)
+    }
+
+    /// The same in another arena, with so much memory for the data of commands; it takes 24 MiB
+    /// more. The largest command has 1 MiB.
+    pub fn in_arena(
+        arena: &'static Arena,
+        data_bytes: usize,
+        now: Instant,
+        local: SocketAddr,
+    ) -> Self {
         let pool = |bytes| Pool::new(arena, bytes, 1 << 20).expect("a part of the arena");
         let ram = RamBdev::new("ram", BLOCK_BYTES, BLOCK_COUNT).expect("memory");
         let geometry = ram.geometry();
-        let mut target = Target::new(TargetConfig::default());
-        let subsystem = SubsystemConfig {
-            nqn: NQN.to_owned(),
-            serial: "FB0001".to_owned(),
-            model: "Forebay".to_owned(),
-            any_host: true,
-            hosts: Vec::new(),
-        };
-        let subsystem = target.add_subsystem(subsystem).expect("a name").0;
-        target.add_namespace(NQN, namespace(geometry)).expect("a namespace");
-        let listener = Listener { transport: Transport::Tcp, addr: local };
-        target.add_listener(listener).expect("an address");
+        let (target, subsystem) = control_half(local, geometry);
         let config = EngineConfig { requests: 4096, max_transfer_bytes: 1 << 20, queue_share: 4 };
-        let mut engine = Engine::new(config, pool(24 << 20));
+        let mut engine = Engine::new(config, pool(data_bytes));
         let on_core = Namespace { channel: 0, geometry, read_only: false };
         engine.set_namespace(subsystem, 1, Some(on_core));
         Self {
@@ -90,9 +90,29 @@ impl TargetSide {
             next_key: 1,
             commands: BTreeMap::new(),
             now,
+            local,
             subsystem,
             geometry,
         }
+    }
+
+    /// Ends all connections and begins anew, with the same memory.
+    ///
+    /// # Panics
+    /// A request, a buffer or a controller has outlived its connection.
+    pub fn restart(&mut self, now: Instant) {
+        let keys: Vec<u64> = self.connections.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.close(now, key));
+        self.turn(now);
+        assert!(self.connections.is_empty() && self.commands.is_empty(), "queues that do not end");
+        assert_eq!(self.engine.waiting(), 0, "requests wait");
+        for pool in [self.engine.pool(), &self.memory] {
+            assert_eq!(pool.free_bytes(), pool.bytes(), "buffers are lost");
+        }
+        assert_eq!((self.controllers(), self.target.unbound_queues()), (0, 0));
+        (self.target, self.subsystem) = control_half(self.local, self.geometry);
+        self.next_key = 1;
+        self.resize(now, BLOCK_COUNT);
     }
 
     /// A host has connected: the number of the connection.
@@ -160,6 +180,12 @@ impl TargetSide {
         self.connections
             .get(&key)
             .is_none_or(|link| link.closed || link.ending && link.connection.is_idle())
+    }
+
+    /// Bytes have come on a connection that are not taken: its host has sent more commands than
+    /// its queue holds.
+    pub fn is_behind(&self, key: u64) -> bool {
+        self.connections.get(&key).is_some_and(|link| !link.input.is_empty())
     }
 
     /// The connection is gone.
@@ -377,6 +403,23 @@ impl TargetSide {
     fn take_pages(&mut self, count: usize, bytes: u32) -> Vec<DmaBuffer> {
         (0..count).map(|_| self.memory.alloc(bytes).expect("memory is left")).collect()
     }
+}
+
+/// A control half with the subsystem; the number that it gave to it.
+fn control_half(local: SocketAddr, geometry: bdev::Geometry) -> (Target, u32) {
+    let mut target = Target::new(TargetConfig::default());
+    let subsystem = SubsystemConfig {
+        nqn: NQN.to_owned(),
+        serial: "FB0001".to_owned(),
+        model: "Forebay".to_owned(),
+        any_host: true,
+        hosts: Vec::new(),
+    };
+    let subsystem = target.add_subsystem(subsystem).expect("a name").0;
+    target.add_namespace(NQN, namespace(geometry)).expect("a namespace");
+    let listener = Listener { transport: Transport::Tcp, addr: local };
+    target.add_listener(listener).expect("an address");
+    (target, subsystem)
 }
 
 fn namespace(geometry: bdev::Geometry) -> NamespaceConfig {

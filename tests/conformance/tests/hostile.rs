@@ -358,6 +358,26 @@ fn data_is_sent_in_parts_that_the_target_takes() {
 }
 
 #[test]
+fn nothing_is_said_after_the_last_words() {
+    let mut world = World::new();
+    world.receive(&ic_resp(|it| it.maxh2cdata = 4096.into()));
+    world.events();
+    world.sent();
+    let data = Spans::gather(&[world.memory.subspan(0, 512), world.memory.subspan(1024, 512)]);
+    let data = data.unwrap();
+    let io = Io { tag: 0, nsid: 1, op: Op::Write { fua: false }, slba: 0, block_count: 2, data };
+    assert!(world.connection.submit(Command::of_io(&io, None)));
+    let capsule = CapsuleCmd::read_from_bytes(&world.sent()).unwrap();
+    assert!(world.feed(&r2t(capsule.sqe.cid(), 0, 1024)).is_empty());
+    // The first of two PDUs of data has begun to leave when the target breaks the rules.
+    world.connection.handle_sent(100);
+    assert!(matches!(world.feed(&[0xFF; 8])[..], [Event::Broken(_)]));
+    let sent = world.sent();
+    assert_eq!((sent.len(), sent[24 + 512 - 100]), (24 + 512 - 100 + 32, pdu_type::H2C_TERM_REQ));
+    assert!(world.sent().is_empty());
+}
+
+#[test]
 fn a_target_that_refuses_us_is_heard() {
     let mut world = World::under_way();
     let term = pdu(pdu_type::C2H_TERM_REQ, |term: &mut TermReq| term.fes = 2.into());

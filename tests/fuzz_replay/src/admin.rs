@@ -136,46 +136,13 @@ impl World {
         self.take_outputs();
     }
 
-    /// A Connect in which a field or two are wrong, or none when there is no input.
     fn connect(&mut self, queue: QueueKey, input: &mut Input<'_>) {
-        let wrong = input.byte();
-        let mut sqe = Sqe::new(FABRICS, u32::from(fctype_of::CONNECT));
-        sqe.set_sgl(SglDescriptor::keyed(0x1000, 1024, 7, false));
-        let mut connect = Connect::read_from_bytes(sqe.as_bytes()).expect("of one size");
-        let mut data = ConnectData::new_zeroed();
-        let qid = u16::from(input.byte()) % 4;
-        connect.qid = qid.into();
-        connect.sqsize_z = 31.into();
-        connect.kato_ms = 5000.into();
-        data.hostid = [1; 16];
-        let cntlid = if qid == 0 { CNTLID_DYNAMIC } else { 1 };
-        data.cntlid = cntlid.into();
-        let subnqn = if wrong & 1 == 0 { NQN } else { DISCOVERY_NQN };
-        let hostnqn = if wrong & 2 == 0 { ALICE } else { MALLORY };
-        data.subnqn[..subnqn.len()].copy_from_slice(subnqn.as_bytes());
-        data.hostnqn[..hostnqn.len()].copy_from_slice(hostnqn.as_bytes());
-        match wrong >> 2 {
-            1 => connect.recfmt = input.take(),
-            2 => connect.qid = input.take(),
-            3 => connect.sqsize_z = input.take(),
-            4 => connect.kato_ms = input.take(),
-            5 => connect.cattr = input.byte(),
-            6 => data.cntlid = input.take(),
-            7 => data.hostid = input.take(),
-            8 => data.hostnqn = input.take(),
-            9 => data.subnqn = input.take(),
-            10 => data.cntlid = u16::from(input.byte()).into(),
-            _ => {}
-        }
-        let sqe = Sqe::read_from_bytes(connect.as_bytes()).expect("of one size");
-        let length = if wrong == 0xFF { usize::from(input.take::<u16>()) % 1025 } else { 1024 };
-        self.send(queue, sqe, &data.as_bytes()[..length]);
+        let (sqe, data) = connect_command(NQN, input);
+        self.send(queue, sqe, &data);
     }
 
     fn enable(&mut self, queue: QueueKey) {
-        let mut sqe = property(fctype_of::PROPERTY_SET, CC);
-        sqe.cdw12 = Cc::enabled(0, 0).0.into();
-        self.send(queue, sqe, &[]);
+        self.send(queue, enable_command(), &[]);
     }
 
     /// The data path passes on only what arrives on a queue that is open.
@@ -275,7 +242,50 @@ fn property(fctype: u8, offset: u32) -> Sqe {
     sqe
 }
 
-fn fabrics_command(input: &mut Input<'_>) -> Sqe {
+/// Sets CC.EN.
+pub(crate) fn enable_command() -> Sqe {
+    let mut sqe = property(fctype_of::PROPERTY_SET, CC);
+    sqe.cdw12 = Cc::enabled(0, 0).0.into();
+    sqe
+}
+
+/// A Connect and its data, in which a field or two are wrong, or none when there is no input.
+pub(crate) fn connect_command(nqn: &str, input: &mut Input<'_>) -> (Sqe, Vec<u8>) {
+    let wrong = input.byte();
+    let mut sqe = Sqe::new(FABRICS, u32::from(fctype_of::CONNECT));
+    sqe.set_sgl(SglDescriptor::keyed(0x1000, 1024, 7, false));
+    let mut connect = Connect::read_from_bytes(sqe.as_bytes()).expect("of one size");
+    let mut data = ConnectData::new_zeroed();
+    let qid = u16::from(input.byte()) % 4;
+    connect.qid = qid.into();
+    connect.sqsize_z = 31.into();
+    connect.kato_ms = 5000.into();
+    data.hostid = [1; 16];
+    let cntlid = if qid == 0 { CNTLID_DYNAMIC } else { 1 };
+    data.cntlid = cntlid.into();
+    let subnqn = if wrong & 1 == 0 { nqn } else { DISCOVERY_NQN };
+    let hostnqn = if wrong & 2 == 0 { ALICE } else { MALLORY };
+    data.subnqn[..subnqn.len()].copy_from_slice(subnqn.as_bytes());
+    data.hostnqn[..hostnqn.len()].copy_from_slice(hostnqn.as_bytes());
+    match wrong >> 2 {
+        1 => connect.recfmt = input.take(),
+        2 => connect.qid = input.take(),
+        3 => connect.sqsize_z = input.take(),
+        4 => connect.kato_ms = input.take(),
+        5 => connect.cattr = input.byte(),
+        6 => data.cntlid = input.take(),
+        7 => data.hostid = input.take(),
+        8 => data.hostnqn = input.take(),
+        9 => data.subnqn = input.take(),
+        10 => data.cntlid = u16::from(input.byte()).into(),
+        _ => {}
+    }
+    let sqe = Sqe::read_from_bytes(connect.as_bytes()).expect("of one size");
+    let length = if wrong == 0xFF { usize::from(input.take::<u16>()) % 1025 } else { 1024 };
+    (sqe, data.as_bytes()[..length].to_vec())
+}
+
+pub(crate) fn fabrics_command(input: &mut Input<'_>) -> Sqe {
     let kinds = [
         fctype_of::PROPERTY_SET,
         fctype_of::PROPERTY_GET,
@@ -290,7 +300,7 @@ fn fabrics_command(input: &mut Input<'_>) -> Sqe {
     sqe
 }
 
-fn admin_command(input: &mut Input<'_>) -> Sqe {
+pub(crate) fn admin_command(input: &mut Input<'_>) -> Sqe {
     let opcodes = [
         opcode::IDENTIFY,
         opcode::GET_LOG_PAGE,

@@ -108,7 +108,7 @@ fn any_namespace(number: u8, input: &mut Input<'_>) -> Option<Namespace> {
 }
 
 /// A command that a host could have meant, but for a field or two.
-fn plausible(input: &mut Input<'_>) -> Sqe {
+pub(crate) fn plausible(input: &mut Input<'_>) -> Sqe {
     let opcodes = [
         nvm::READ,
         nvm::WRITE,

@@ -17,18 +17,29 @@ mod host_connection;
 mod input;
 mod private_data;
 mod sgl;
+mod tcp;
+mod tcp_host;
+mod tcp_target;
+mod tcp_target_engine;
 
 pub use admin::admin;
 pub use capsule::capsule;
 pub use host_connection::host_connection;
 pub use private_data::private_data;
 pub use sgl::sgl;
+pub use tcp_host::tcp_host;
+pub use tcp_target::tcp_target;
+pub use tcp_target_engine::tcp_target_engine;
 
 /// Memory for a world. It lasts as long as the process, and the list keeps it in sight of whoever
 /// looks for leaks when a thread has ended.
-fn arena() -> &'static Arena {
+fn arena_of(bytes: usize) -> &'static Arena {
     static ARENAS: Mutex<Vec<&'static Arena>> = Mutex::new(Vec::new());
-    let arena = Arena::plain_pages(1 << 20).expect("memory");
+    let arena = Arena::plain_pages(bytes).expect("memory");
     ARENAS.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
     arena
+}
+
+fn arena() -> &'static Arena {
+    arena_of(1 << 20)
 }

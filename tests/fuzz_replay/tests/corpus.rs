@@ -41,6 +41,21 @@ fn corpus_of_sgl() {
     replay("sgl", fuzz_replay::sgl);
 }
 
+#[test]
+fn corpus_of_tcp_host() {
+    replay("tcp_host", fuzz_replay::tcp_host);
+}
+
+#[test]
+fn corpus_of_tcp_target() {
+    replay("tcp_target", fuzz_replay::tcp_target);
+}
+
+#[test]
+fn corpus_of_tcp_target_engine() {
+    replay("tcp_target_engine", fuzz_replay::tcp_target_engine);
+}
+
 fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..most)
 }
@@ -71,5 +86,19 @@ proptest! {
     #[test]
     fn any_sgl(bytes in bytes(2000)) {
         fuzz_replay::sgl(&bytes);
+    }
+    #[test]
+    fn any_controller_of_a_tcp_host(bytes in bytes(2000)) {
+        fuzz_replay::tcp_host(&bytes);
+    }
+
+    #[test]
+    fn any_hosts_of_a_tcp_target_engine(bytes in bytes(2000)) {
+        fuzz_replay::tcp_target_engine(&bytes);
+    }
+
+    #[test]
+    fn any_host_of_a_tcp_target(bytes in bytes(2000)) {
+        fuzz_replay::tcp_target(&bytes);
     }
 }

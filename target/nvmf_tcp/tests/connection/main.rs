@@ -247,6 +247,23 @@ fn data_outside_of_what_was_asked_for() {
 }
 
 #[test]
+fn nothing_is_said_after_the_last_words() {
+    let (mut world, host) = World::open(NONE, 0);
+    world.receive(&host.capsule(&command(1), &[]));
+    let fetched = world.capsule_slot();
+    world.receive(&host.capsule(&command(2), &[]));
+    let answered = world.capsule_slot();
+    world.receive(&[0xFF; 8]);
+    assert!(world.broken().is_some());
+    // The engine goes on until it is told that the queue is closed.
+    let buffer = world.buffer(512);
+    world.connection.fetch(fetched, buffer);
+    world.connection.respond(answered, &success(2), Some(buffer), true);
+    let sent = world.sent();
+    assert_eq!((sent[0], sent.len()), (pdu_type::C2H_TERM_REQ, 24 + 8));
+}
+
+#[test]
 fn a_host_that_sends_more_than_its_queue_holds_waits() {
     let (mut world, host) = World::open(NONE, 0);
     let stream: Vec<u8> =
