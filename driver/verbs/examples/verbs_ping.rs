@@ -2,8 +2,9 @@
 //!
 //! `verbs_ping ADDRESS:PORT` with an address of an RDMA device. The initiator is rejected once,
 //! then connects, sends capsules that the target answers with RDMA WRITEs, RDMA READs and SENDs
-//! that invalidate a memory window, and disconnects; a third connection ends with an access error.
-//! Every byte and every private data is compared.
+//! that invalidate a memory window, invalidates others itself, and disconnects; a third connection
+//! ends with an access error, by a key that this side has invalidated. Every byte and every private
+//! data is compared.
 //!
 //! `verbs_ping ADDRESS:PORT removal` connects, waits until the device is removed, and connects
 //! again when it is back.
@@ -147,8 +148,8 @@ impl Resources {
 fn qp_limits() -> QpLimits {
     QpLimits {
         max_recv_wr: DEPTH,
-        // Data and response of each capsule; one binding at a time.
-        max_send_wr: 2 * DEPTH + 1,
+        // Data and response of each capsule; one window at a time, bound and invalidated.
+        max_send_wr: 2 * DEPTH + 2,
         max_recv_sges: 1,
         max_send_sges: 2,
         max_inline_bytes: CAPSULE_BYTES,
@@ -162,6 +163,7 @@ enum Work {
     Send,
     Data,
     Bind,
+    Invalidate,
 }
 
 fn wr_id(work: Work, slot: u32) -> u64 {
@@ -170,7 +172,7 @@ fn wr_id(work: Work, slot: u32) -> u64 {
 
 fn work_of(completion: &Completion) -> Result<(Work, u32)> {
     let slot = (completion.wr_id() & 0xffff_ffff) as u32;
-    let works = [Work::Recv, Work::Send, Work::Data, Work::Bind];
+    let works = [Work::Recv, Work::Send, Work::Data, Work::Bind, Work::Invalidate];
     let work = works.into_iter().find(|work| completion.wr_id() >> 32 == *work as u64);
     Ok((work.with_context(|| format!("unknown id in {completion:?}"))?, slot))
 }

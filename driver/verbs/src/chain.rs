@@ -116,14 +116,6 @@ impl<W: WorkRequest> Chain<W> {
         refused.unwrap_or(waiting.end) - waiting.start
     }
 
-    /// Drops the work request that was added last.
-    pub(crate) fn pop(&mut self) {
-        self.end = self.end.saturating_sub(1).max(self.start);
-        if self.start == self.end {
-            self.clear();
-        }
-    }
-
     /// Takes the oldest work request that waits, and gives its id.
     pub(crate) fn take_first(&mut self) -> Option<u64> {
         let wr = self.wrs.get(self.start..self.end)?.first()?;
@@ -264,15 +256,5 @@ mod tests {
         chain.push(2, &[], &RANGE).unwrap();
         assert_eq!(chain.keep_from(std::ptr::null()), 2);
         assert_eq!((chain.len(), chain.take_first()), (0, None));
-    }
-
-    #[test]
-    fn the_last_request_can_be_taken_back() {
-        let mut chain = Chain::<ibv_recv_wr>::new(2, 1);
-        chain.pop();
-        chain.push(1, &[], &RANGE).unwrap();
-        chain.push(2, &[], &RANGE).unwrap();
-        chain.pop();
-        assert_eq!(walk(&mut chain), vec![(1, vec![])]);
     }
 }

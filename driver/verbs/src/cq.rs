@@ -1,14 +1,17 @@
 //! Completion queues.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rdma_sys::{
-    ibv_cq, ibv_create_cq, ibv_destroy_cq, ibv_poll_cq, ibv_wc, ibv_wc_opcode, ibv_wc_status,
-    ibv_wc_status_str,
+    ibv_ack_cq_events, ibv_comp_channel, ibv_cq, ibv_create_comp_channel, ibv_create_cq,
+    ibv_destroy_comp_channel, ibv_destroy_cq, ibv_get_cq_event, ibv_poll_cq, ibv_req_notify_cq,
+    ibv_wc, ibv_wc_opcode, ibv_wc_status, ibv_wc_status_str,
 };
 
 use crate::device::{Device, text};
@@ -36,13 +39,25 @@ pub(crate) struct CqInner {
     raw: NonNull<ibv_cq>,
     entries: u32,
     reserved: AtomicU32,
+    // Both outlive the queue.
+    channel: Option<Channel>,
     device: Device,
+}
+
+/// Tells by a descriptor, which never blocks, that a queue has something.
+#[derive(Debug)]
+struct Channel {
+    raw: NonNull<ibv_comp_channel>,
 }
 
 // SAFETY: libibverbs locks a CQ internally.
 unsafe impl Send for CqInner {}
 // SAFETY: as above.
 unsafe impl Sync for CqInner {}
+// SAFETY: the pointer is only passed to libibverbs, which reads a descriptor behind it.
+unsafe impl Send for Channel {}
+// SAFETY: as above.
+unsafe impl Sync for Channel {}
 
 /// A work request that is done, one way or the other.
 #[repr(transparent)]
@@ -64,6 +79,8 @@ pub enum WcOpcode {
     RdmaRead,
     /// The binding of a memory window.
     BindWindow,
+    /// The invalidation of a memory window by this side.
+    InvalidateWindow,
     /// A receive.
     Recv,
     /// Anything else: `enum ibv_wc_opcode`.
@@ -76,16 +93,55 @@ impl Cq {
     /// # Errors
     /// More entries than the device can, or the device has no queue left.
     pub fn new(device: &Device, entries: u32) -> Result<Self, VerbsError> {
+        Self::make(device, entries, None)
+    }
+
+    /// As [`Cq::new`]; besides, it can be waited for: see [`Cq::arm`].
+    ///
+    /// # Errors
+    /// As [`Cq::new`], or there is no descriptor left.
+    pub fn with_channel(device: &Device, entries: u32) -> Result<Self, VerbsError> {
+        Self::make(device, entries, Some(Channel::new(device)?))
+    }
+
+    fn make(device: &Device, entries: u32, channel: Option<Channel>) -> Result<Self, VerbsError> {
         let limit = device.limits().max_cqe.min(MAX_CQ_ENTRIES);
         VerbsError::check_limit("entries of a completion queue", entries, limit)?;
         let wanted = i32::try_from(entries).unwrap_or(i32::MAX);
-        // SAFETY: the context lives as long as the device object, which is kept; no channel.
-        let raw =
-            unsafe { ibv_create_cq(device.context().as_ptr(), wanted, null_mut(), null_mut(), 0) };
+        let told = channel.as_ref().map_or(null_mut(), |channel| channel.raw.as_ptr());
+        // SAFETY: the context and the channel live as long as this object, which keeps them.
+        let raw = unsafe { ibv_create_cq(device.context().as_ptr(), wanted, null_mut(), told, 0) };
         let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_create_cq"))?;
-        let device = device.clone();
-        let reserved = AtomicU32::new(0);
-        Ok(Self { inner: Arc::new(CqInner { raw, entries, reserved, device }) })
+        let (reserved, device) = (AtomicU32::new(0), device.clone());
+        Ok(Self { inner: Arc::new(CqInner { raw, entries, reserved, channel, device }) })
+    }
+
+    /// The descriptor becomes readable with the next completion. Those that came before do not
+    /// count: poll once more before waiting. Two calls into the kernel; none without a channel.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn arm(&mut self) -> Result<(), VerbsError> {
+        let Some(channel) = &self.inner.channel else { return Ok(()) };
+        let (mut cq, mut context) = (null_mut(), null_mut());
+        // SAFETY: the channel is open and does not block; it tells of this queue only.
+        while unsafe { ibv_get_cq_event(channel.raw.as_ptr(), &raw mut cq, &raw mut context) } == 0
+        {
+            // SAFETY: an event of this queue, acknowledged once: destroying it waits for that.
+            unsafe { ibv_ack_cq_events(self.inner.raw.as_ptr(), 1) };
+        }
+        // SAFETY: the queue lives.
+        let errno = unsafe { ibv_req_notify_cq(self.inner.raw.as_ptr(), 0) };
+        if errno == 0 {
+            return Ok(());
+        }
+        let errno = Errno::from_raw(errno.saturating_abs());
+        Err(VerbsError::Call { call: "ibv_req_notify_cq", errno })
+    }
+
+    /// The descriptor that [`Cq::arm`] speaks of; `None` without a channel.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.channel.as_ref().map(AsFd::as_fd)
     }
 
     /// Takes completions, oldest first, as many as there are and fit into `out`. Never waits.
@@ -150,6 +206,35 @@ impl CqInner {
     }
 }
 
+impl Channel {
+    fn new(device: &Device) -> Result<Self, VerbsError> {
+        // SAFETY: the context lives as long as the device object.
+        let raw = unsafe { ibv_create_comp_channel(device.context().as_ptr()) };
+        let raw = NonNull::new(raw).ok_or_else(|| VerbsError::last("ibv_create_comp_channel"))?;
+        let channel = Self { raw };
+        let nonblocking = |errno| VerbsError::Call { call: "fcntl(completion channel)", errno };
+        let flags = fcntl(channel.as_fd(), FcntlArg::F_GETFL).map_err(nonblocking)?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(channel.as_fd(), FcntlArg::F_SETFL(flags)).map_err(nonblocking)?;
+        Ok(channel)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as the channel.
+        unsafe { BorrowedFd::borrow_raw(self.raw.as_ref().fd) }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // SAFETY: the queue that it belonged to is destroyed.
+        let errno = unsafe { ibv_destroy_comp_channel(self.raw.as_ptr()) };
+        warn_on_failure("ibv_destroy_comp_channel", errno);
+    }
+}
+
 impl Drop for CqInner {
     fn drop(&mut self) {
         // SAFETY: QPs keep the queue alive, so none uses it any more.
@@ -193,6 +278,7 @@ impl Completion {
             ibv_wc_opcode::IBV_WC_RDMA_WRITE => WcOpcode::RdmaWrite,
             ibv_wc_opcode::IBV_WC_RDMA_READ => WcOpcode::RdmaRead,
             ibv_wc_opcode::IBV_WC_BIND_MW => WcOpcode::BindWindow,
+            ibv_wc_opcode::IBV_WC_LOCAL_INV => WcOpcode::InvalidateWindow,
             ibv_wc_opcode::IBV_WC_RECV => WcOpcode::Recv,
             other => WcOpcode::Other(other),
         })

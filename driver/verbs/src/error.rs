@@ -61,6 +61,14 @@ pub enum VerbsError {
         /// The kernel's reason.
         errno: Errno,
     },
+    /// The device gives no memory window of type 2.
+    #[error("{device} gives no memory window of type 2: {errno}")]
+    NoWindow {
+        /// Name of the device.
+        device: String,
+        /// The kernel's reason; "not supported" where the device knows no such windows.
+        errno: Errno,
+    },
     /// More was asked for than the device, or this crate, allows.
     #[error("{what}: {wanted} wanted, {limit} possible")]
     Limit {

@@ -7,6 +7,7 @@
 //! connection's [`RdmaQp`], which a core then drives: it queues work requests, flushes them once
 //! per turn (one call for all receives, one for all sends) and polls the CQ, which any number of
 //! QPs share. Nothing on that path allocates, or locks beyond what the device's provider does.
+//! Whoever has nothing else to do may wait for a CQ ([`Cq::with_channel`]) instead of polling.
 //!
 //! A target: [`CmId::bind`], [`CmId::listen`], [`CmEvent::ConnectRequest`], [`RdmaQp::new`],
 //! receives posted, [`CmId::accept`] or [`CmId::reject`], [`CmEvent::Established`]. An initiator:
@@ -29,9 +30,9 @@
 //! used by one thread at a time; the others by any number. [`CmId::qp_to_error`] and
 //! [`CmId::disconnect`] may be called while another thread posts and polls.
 //!
-//! What it does not do: datagrams, shared receive queues, atomics, completion channels, fast
-//! registration, memory other than an arena; it counts no outstanding work requests and never
-//! retries. Without an RDMA device every constructor gives [`VerbsError::NoDevice`].
+//! What it does not do: datagrams, shared receive queues, atomics, fast registration, memory other
+//! than an arena; it counts no outstanding work requests and never retries. Without an
+//! RDMA device every constructor gives [`VerbsError::NoDevice`].
 #![allow(unsafe_code)]
 
 mod chain;
@@ -50,5 +51,5 @@ pub use cm_id::{CmId, CmKey};
 pub use cq::{Completion, Cq, CqHandle, WcOpcode, WcStatus};
 pub use device::{AsyncEvent, AsyncSource, Device, DeviceLimits};
 pub use error::{VerbsError, WorkQueue};
-pub use memory::{Access, MemoryWindow, Mr, Pd, Sge};
+pub use memory::{Access, Mr, Pd, Sge};
 pub use qp::{QpCounters, QpLimits, RdmaQp};

@@ -62,11 +62,12 @@ pub struct Sge {
 }
 
 /// A memory window of type 2: an rkey of its own for a part of a registration, which the peer can
-/// invalidate with its last SEND.
+/// invalidate with its last SEND. It belongs to a [`RdmaQp`](crate::RdmaQp).
 #[derive(Debug)]
-pub struct MemoryWindow {
+pub(crate) struct MemoryWindow {
     raw: NonNull<ibv_mw>,
-    mr: Mr,
+    /// Held so that it outlives the window.
+    _mr: Mr,
 }
 
 /// The addresses of a registration, and the check that keeps the device inside.
@@ -154,11 +155,6 @@ impl Mr {
     pub(crate) fn raw(&self) -> NonNull<ibv_mr> {
         self.inner.raw
     }
-
-    /// Whether both are the same registration.
-    pub(crate) fn is(&self, other: &Mr) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
-    }
 }
 
 impl Access {
@@ -175,28 +171,26 @@ impl Access {
 }
 
 impl MemoryWindow {
-    /// Allocates a window on `mr`, which must allow [`Access::bind`]. It gives no access until
-    /// [`RdmaQp::bind_window`](crate::RdmaQp::bind_window).
+    /// Allocates a window on `mr`. It gives no access until it is bound.
     ///
     /// # Errors
     /// The device has no windows of type 2, or none left.
-    pub fn new(mr: &Mr) -> Result<Self, VerbsError> {
-        const CALL: &str = "ibv_alloc_mw";
+    pub(crate) fn new(mr: &Mr) -> Result<Self, VerbsError> {
         let kind = ibv_mw_type::IBV_MW_TYPE_2;
         // SAFETY: the protection domain lives as long as the registration, which is kept.
         let raw = unsafe { ibv_alloc_mw(mr.pd().raw().as_ptr(), kind) };
-        let raw = raw.and_then(NonNull::new).ok_or_else(|| VerbsError::last(CALL))?;
-        Ok(Self { raw, mr: mr.clone() })
+        let raw = raw.and_then(NonNull::new).ok_or_else(|| VerbsError::NoWindow {
+            device: mr.pd().device().name().to_owned(),
+            errno: Errno::last(),
+        })?;
+        Ok(Self { raw, _mr: mr.clone() })
     }
 
     /// The key of the last binding.
-    pub fn rkey(&self) -> u32 {
+    #[inline]
+    pub(crate) fn rkey(&self) -> u32 {
         // SAFETY: the window lives as long as this object.
         unsafe { self.raw.as_ref().rkey }
-    }
-
-    pub(crate) fn mr(&self) -> &Mr {
-        &self.mr
     }
 
     pub(crate) fn raw(&self) -> NonNull<ibv_mw> {
@@ -204,6 +198,7 @@ impl MemoryWindow {
     }
 
     /// The key for the next binding.
+    #[inline]
     pub(crate) fn next_rkey(&self) -> u32 {
         // SAFETY: pure arithmetic.
         unsafe { ibv_inc_rkey(self.rkey()) }
@@ -249,7 +244,7 @@ impl Drop for MrInner {
 
 impl Drop for MemoryWindow {
     fn drop(&mut self) {
-        // SAFETY: no work request that names the window is queued: binding posts at once.
+        // SAFETY: its QP, which has all work requests that name it, posts none any more.
         warn_on_failure("ibv_dealloc_mw", unsafe { ibv_dealloc_mw(self.raw.as_ptr()) });
     }
 }

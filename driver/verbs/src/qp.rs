@@ -21,11 +21,13 @@ use crate::memory::{Access, MemoryWindow, Mr, Range, Sge};
 
 /// A reliable connected QP, on the connection it was made for.
 ///
-/// Work requests are queued by [`recv`](Self::recv), [`send`](Self::send), [`write`](Self::write)
-/// and [`read`](Self::read), and go to the device with the next [`flush`](Self::flush): one call
-/// for all receives, then one for all sends. Whoever drives it counts what is outstanding: a work
-/// request occupies its queue until its completion, or that of a later signaled one on the send
-/// queue, was polled. The memory of a work request belongs to the device for as long.
+/// Work requests are queued by [`recv`](Self::recv), [`send`](Self::send), [`write`](Self::write),
+/// [`read`](Self::read), [`bind_window`](Self::bind_window) and
+/// [`invalidate_window`](Self::invalidate_window), and go to the device with the next
+/// [`flush`](Self::flush): one call for all receives, then one for all sends. Whoever drives it
+/// counts what is outstanding: a work request occupies its queue until its completion, or that of a
+/// later signaled one on the send queue, was polled. The memory of a work request belongs to the
+/// device for as long.
 ///
 /// To end it: stop posting, put it into the error state, poll until everything outstanding has
 /// completed, but not for ever, and drop it. Only dropping ends the device's hold on the memory for
@@ -43,6 +45,9 @@ pub struct RdmaQp {
     max_read_sges: u32,
     counters: QpCounters,
     qp_num: u32,
+    windows: Vec<MemoryWindow>,
+    /// Bindings that are queued: which window, and its next rkey.
+    bindings: Vec<(u32, u32)>,
     // Everything below is only held so that it outlives the QP.
     connection: Arc<Connection>,
     mr: Mr,
@@ -79,7 +84,7 @@ pub struct QpCounters {
     pub recvs: u64,
     /// Calls that posted sends.
     pub send_calls: u64,
-    /// Sends, writes and reads posted.
+    /// Sends, writes, reads, bindings and invalidations posted.
     pub sends: u64,
 }
 
@@ -147,6 +152,8 @@ impl RdmaQp {
             counters: QpCounters::default(),
             // SAFETY: the QP was just made.
             qp_num: unsafe { raw.as_ref().qp_num },
+            windows: Vec::new(),
+            bindings: Vec::new(),
             connection: Arc::clone(id.connection()),
             mr: mr.clone(),
             _cqs: cqs,
@@ -300,6 +307,10 @@ impl RdmaQp {
             let posted = settle(&mut self.sends, result, bad);
             self.counters.sends += posted as u64;
             check_posted(WorkQueue::Send, result, posted, waiting)?;
+            // Only now: the device is told the key of the last binding along with the next.
+            for (window, rkey) in self.bindings.drain(..) {
+                self.windows[window as usize].set_rkey(rkey);
+            }
         }
         Ok(())
     }
@@ -311,33 +322,51 @@ impl RdmaQp {
         recv.or_else(|| self.sends.take_first().map(|wr_id| (WorkQueue::Send, wr_id)))
     }
 
-    /// Gives the peer `access` to the bytes of `sge` under a new rkey, which is the result, until
-    /// the peer invalidates it or the window is dropped. The binding is ordered before later sends.
-    /// It flushes, so that nothing queued refers to the window.
+    /// Makes `count` memory windows more. All are named by their numbers, from 0 on, and gone with
+    /// the QP.
     ///
     /// # Errors
-    /// The window is of another registration, memory is not registered, or as
-    /// [`flush`](Self::flush).
+    /// [`VerbsError::NoWindow`]: the device has no windows of type 2, or none left.
+    pub fn add_windows(&mut self, count: u32) -> Result<(), VerbsError> {
+        self.bindings.reserve(self.windows.len() + count as usize);
+        for _ in 0..count {
+            self.windows.push(MemoryWindow::new(&self.mr)?);
+        }
+        Ok(())
+    }
+
+    /// Queues the binding of a window, which is not bound: it gives the peer `access` to the bytes
+    /// of `sge` under a new rkey, which is the result, until either side invalidates it. What is
+    /// queued later is executed when the binding is done. The registration must allow
+    /// [`Access::bind`].
+    ///
+    /// rxe keeps the peer to the kind of access and to the time of a binding, but not to its bytes:
+    /// it compares addresses with the whole registration (seen in Linux 6.12).
+    ///
+    /// # Errors
+    /// There is no such window, or as [`recv`](Self::recv).
+    #[inline]
     pub fn bind_window(
         &mut self,
         wr_id: u64,
-        window: &mut MemoryWindow,
+        window: u32,
         sge: Sge,
         access: Access,
         signaled: bool,
     ) -> Result<u32, VerbsError> {
-        if !window.mr().is(&self.mr) {
-            return Err(VerbsError::OtherDevice { call: "bind_window", what: "the window" });
-        }
         self.range.check(sge)?;
-        self.flush()?;
+        let rkey = self.window(window)?.next_rkey();
+        let mw = self.window(window)?.raw().as_ptr();
         let wr = self.sends.push(wr_id, &[], &self.range)?;
-        let rkey = window.next_rkey();
         wr.opcode = ibv_wr_opcode::IBV_WR_BIND_MW;
         wr.send_flags = signaled_flag(signaled);
+        // What an earlier work request left here rxe takes for immediate data, which a binding has
+        // not.
+        wr.imm_data_invalidated_rkey_union =
+            imm_data_invalidated_rkey_union_t { invalidated_rkey: 0 };
         wr.bind_mw_tso_union = bind_mw_tso_union_t {
             bind_mw: bind_mw_t {
-                mw: window.raw().as_ptr(),
+                mw,
                 rkey,
                 bind_info: ibv_mw_bind_info {
                     mr: self.mr.raw().as_ptr(),
@@ -347,12 +376,42 @@ impl RdmaQp {
                 },
             },
         };
-        let flushed = self.flush();
-        // A refused binding must not stay queued: it points to the window.
-        self.sends.pop();
-        flushed?;
-        window.set_rkey(rkey);
+        self.bindings.push((window, rkey));
         Ok(rkey)
+    }
+
+    /// Queues the invalidation of a window: when it has completed, nothing reaches memory by the
+    /// window's last rkey any more. Not before its binding was flushed.
+    ///
+    /// # Errors
+    /// There is no such window, or as [`recv`](Self::recv).
+    #[inline]
+    pub fn invalidate_window(
+        &mut self,
+        wr_id: u64,
+        window: u32,
+        signaled: bool,
+    ) -> Result<(), VerbsError> {
+        let invalidated_rkey = self.window(window)?.rkey();
+        let wr = self.sends.push(wr_id, &[], &self.range)?;
+        wr.opcode = ibv_wr_opcode::IBV_WR_LOCAL_INV;
+        wr.send_flags = signaled_flag(signaled);
+        wr.imm_data_invalidated_rkey_union = imm_data_invalidated_rkey_union_t { invalidated_rkey };
+        Ok(())
+    }
+
+    /// The window of this number, of which no binding is queued: its rkey is that of the last one.
+    #[inline]
+    fn window(&self, window: u32) -> Result<&MemoryWindow, VerbsError> {
+        debug_assert!(
+            self.bindings.iter().all(|(bound, _)| *bound != window),
+            "bound in this chain"
+        );
+        self.windows.get(window as usize).ok_or(VerbsError::Limit {
+            what: "number of a memory window",
+            wanted: window.into(),
+            limit: self.windows.len() as u64,
+        })
     }
 
     /// Puts it into the error state: everything outstanding completes, with an error. The control
@@ -377,6 +436,14 @@ impl std::fmt::Debug for RdmaQp {
 
 impl Drop for RdmaQp {
     fn drop(&mut self) {
+        if !self.windows.is_empty() {
+            // A bound window belongs to its QP, and rxe waits for it when the QP is destroyed: it
+            // goes first, and not under the peer's requests.
+            if let Err(error) = self.to_error() {
+                tracing::warn!(%error, "a queue pair with memory windows is destroyed as it is");
+            }
+            self.windows.clear();
+        }
         self.connection.locked(|id| {
             // SAFETY: the connection lives and is locked; its QP is this one. Only then are the
             // fields dropped that it depends on.

@@ -1,7 +1,8 @@
-//! Attaches a namespace over TCP, writes a block, reads it back, and detaches.
+//! Attaches a namespace, writes a block, reads it back, and detaches.
 //!
 //! ```text
-//! cargo run -p host --example attach -- 192.0.2.7:4420 nqn.2026-11.io.example:disk 1
+//! cargo run -p host --example attach -- tcp 192.0.2.7:4420 nqn.2026-11.io.example:disk 1
+//! cargo run -p host --example attach -- rdma 192.0.2.7:4420 nqn.2026-11.io.example:disk 1
 //! ```
 //!
 //! It overwrites the first block of the namespace.
@@ -12,14 +13,15 @@ use host::{Attached, Options};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [addr, subnqn, nsid] = &arguments[..] else {
-        anyhow::bail!("usage: attach ADDRESS:PORT SUBSYSTEM-NQN NSID");
+    let [transport, addr, subnqn, nsid] = &arguments[..] else {
+        anyhow::bail!("usage: attach tcp|rdma ADDRESS:PORT SUBSYSTEM-NQN NSID");
     };
+    let transport = transport.parse().map_err(anyhow::Error::msg)?;
     let addr = addr.parse().with_context(|| format!("{addr} is not ADDRESS:PORT"))?;
     let nsid = nsid.parse().with_context(|| format!("{nsid} is not a namespace identifier"))?;
 
     let arena = Arena::plain_pages(4 << 20)?;
-    let mut disk = Attached::attach(Options::new(addr, subnqn), nsid, arena)?;
+    let mut disk = Attached::attach(Options::new(transport, addr, subnqn), nsid, arena)?;
     let namespace = disk.namespace();
     println!("{} blocks of {} bytes", namespace.block_count, namespace.block_bytes);
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p host --example host_cost
-//! cargo run --release -p host --example host_cost -- 192.0.2.7:4420 nqn.2026-11.io.example:disk 1
+//! cargo run --release -p host --example host_cost -- tcp 192.0.2.7:4420 nqn.2026-11.io.example:a 1
 //! ```
 //!
 //! Without arguments: the protocol alone, over a peer in memory that answers at once. Commands are
@@ -10,7 +10,7 @@
 //! the time is that of all of it, less that of the peer alone.
 //!
 //! With a target: random 4 KiB reads over its network, for three seconds at each depth; wall-clock
-//! time, and system calls per I/O. Reads only: nothing on the namespace changes.
+//! time, and calls that move bytes per I/O. Reads only: nothing on the namespace changes.
 
 use std::time::{Duration, Instant};
 
@@ -32,12 +32,13 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match &arguments[..] {
         [] => in_memory(),
-        [addr, subnqn, nsid] => {
+        [transport, addr, subnqn, nsid] => {
+            let transport = transport.parse().map_err(anyhow::Error::msg)?;
             let addr = addr.parse().with_context(|| format!("{addr} is not ADDRESS:PORT"))?;
             let nsid = nsid.parse().with_context(|| format!("{nsid} is not a namespace"))?;
-            over_network(Options::new(addr, subnqn), nsid)
+            over_network(Options::new(transport, addr, subnqn), nsid)
         }
-        _ => bail!("usage: host_cost [ADDRESS:PORT SUBSYSTEM-NQN NSID]"),
+        _ => bail!("usage: host_cost [tcp|rdma ADDRESS:PORT SUBSYSTEM-NQN NSID]"),
     }
 }
 
@@ -193,6 +194,6 @@ fn measure(
     }
     let per_second = done as f64 / (now - began).as_secs_f64();
     let calls = (queue.calls() - calls) as f64 / done as f64;
-    println!("depth {depth:3}: {per_second:8.0} IOPS, {calls:.2} system calls per I/O");
+    println!("depth {depth:3}: {per_second:8.0} IOPS, {calls:.2} calls per I/O");
     Ok(())
 }

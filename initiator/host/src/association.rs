@@ -3,41 +3,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dma::{Arena, DmaSpan};
+use dma::Arena;
 
 use crate::admin::{Admin, Output};
-use crate::connection::{Connection, Event};
 use crate::error::Error;
-use crate::limits::{ADMIN_DEPTH, ADMIN_IN_CAPSULE_BYTES, PAGE_BYTES};
-use crate::link::Link;
+use crate::limits::{ADMIN_DEPTH, ADMIN_QUEUE_ENTRIES, PAGE_BYTES};
+use crate::link::{Event, Link, Queue};
+use crate::memory::Carved;
 use crate::options::Options;
-
-/// Memory of the arena that is given back when nobody uses it any more.
-#[derive(Debug)]
-pub(crate) struct Page {
-    arena: &'static Arena,
-    pub(crate) span: DmaSpan,
-}
-
-impl Page {
-    pub(crate) fn new(arena: &'static Arena) -> Result<Self, Error> {
-        Ok(Self { arena, span: arena.carve(PAGE_BYTES, PAGE_BYTES)? })
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        self.arena.give_back(self.span);
-    }
-}
 
 /// One association with a controller.
 #[derive(Debug)]
 pub(crate) struct Association {
     admin: Admin,
-    // Dropped before the page: closing the socket is what ends the use of memory.
+    // Dropped before the page: closing the connection is what ends the use of memory.
     link: Link,
-    _page: Page,
+    _page: Carved,
 }
 
 impl Association {
@@ -47,10 +28,15 @@ impl Association {
         options: &Arc<Options>,
         arena: &'static Arena,
     ) -> Result<Self, Error> {
-        let page = Page::new(arena)?;
-        let mut connection = Connection::new(options.digests(), ADMIN_DEPTH);
-        connection.set_in_capsule_bytes(ADMIN_IN_CAPSULE_BYTES);
-        let link = Link::open(now, options.addr, options.connect_timeout, connection)?;
+        let page = Carved::new(arena, PAGE_BYTES)?;
+        let queue = Queue {
+            qid: 0,
+            cntlid: 0,
+            entries: ADMIN_QUEUE_ENTRIES,
+            depth: ADMIN_DEPTH,
+            in_capsule_bytes: 0,
+        };
+        let link = Link::open(now, options, queue, arena)?;
         Ok(Self { admin: Admin::new(Arc::clone(options), page.span), link, _page: page })
     }
 
@@ -66,7 +52,7 @@ impl Association {
             }
         }
         // A connection that is not open has no room.
-        while self.link.connection().room() > 0 {
+        while self.link.room() > 0 {
             let Some(command) = self.admin.poll_command(now) else { break };
             self.link.submit(command);
         }

@@ -19,7 +19,6 @@ use dma::DmaSpan;
 use nvme_spec::command::Cqe;
 use nvme_spec::opcode::{self, DataDirection};
 use nvme_spec::sgl::SglDescriptor;
-use nvme_spec::status::Status;
 use nvme_spec::tcp::{
     CapsuleCmd, CapsuleResp, CommonHeader, DGST_DATA, DGST_HEADER, Data, FLAG_LAST_PDU,
     FLAG_SUCCESS, IcReq, IcResp, MAXH2CDATA_MIN, PFV_1_0, R2t, TermReq, alignment_bytes, fes,
@@ -30,7 +29,7 @@ use nvme_tcp::{Digests, Fault, Layout, Outbox, Piece, Received, Receiver, Sender
 use zerocopy::{FromBytes, FromZeros};
 
 use crate::limits::ADMIN_IN_CAPSULE_BYTES;
-use crate::slots::{Answer, Command, Outstanding, Slots, Transfer};
+use crate::slots::{Answer, Command, Completed, Left, Slots, Transfer};
 
 /// What happened on a connection.
 #[derive(Clone, Copy, Debug)]
@@ -47,26 +46,6 @@ pub enum Event {
         /// Fatal error status that the controller gives.
         fes: u16,
     },
-}
-
-/// The end of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completed {
-    /// The tag it was submitted with.
-    pub tag: u32,
-    /// What the controller said, and what the host side has to say besides.
-    pub answer: Answer,
-    /// Bytes of its data that were moved.
-    pub bytes: u32,
-}
-
-/// A command of a connection that is over.
-#[derive(Clone, Copy, Debug)]
-pub enum Left {
-    /// It was answered.
-    Completed(Completed),
-    /// Nobody knows what became of it.
-    Unfinished(Command),
 }
 
 /// One connection, which is one queue.
@@ -171,8 +150,8 @@ impl Connection {
         if let Some(index) = self.left.pop_front()
             && let Some(it) = self.slots.release(index)
         {
-            let answer = it.answer.unwrap_or(SUCCESS);
-            return Some(Event::Completed(completed(&it, answer)));
+            let answer = it.answer.unwrap_or(Answer::SUCCESS);
+            return Some(Event::Completed(it.completed(answer)));
         }
         self.event.take()
     }
@@ -260,19 +239,14 @@ impl Connection {
 
     /// The earliest time when a command has taken too long.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.slots.outstanding().filter_map(|it| it.command.deadline).min()
+        self.slots.next_deadline()
     }
 
     /// Ends the connection and tells what was on its way. Nothing more is received or sent for any
     /// of them: the caller closes the socket, and their memory is free.
     pub fn abandon(&mut self) -> Vec<Left> {
         self.phase = Phase::Ended;
-        let left = self.slots.drain();
-        let end = |it: &Outstanding| match it.answer {
-            Some(answer) => Left::Completed(completed(it, answer)),
-            None => Left::Unfinished(it.command),
-        };
-        left.iter().map(end).collect()
+        self.slots.drain()
     }
 
     #[inline]
@@ -408,7 +382,7 @@ impl Connection {
             it.broken |= !intact;
         }
         if success {
-            self.answer(index, SUCCESS);
+            self.answer(index, Answer::SUCCESS);
         }
     }
 
@@ -467,7 +441,7 @@ impl Connection {
             return;
         }
         if let Some(it) = self.slots.release(index) {
-            self.event = Some(Event::Completed(completed(&it, answer)));
+            self.event = Some(Event::Completed(it.completed(answer)));
         }
     }
 
@@ -486,19 +460,4 @@ impl Connection {
         self.outbox.push_plain(&term, self.receiver.quoted());
         self.event = Some(Event::Broken(fault));
     }
-}
-
-const SUCCESS: Answer = Answer { status: Status::SUCCESS, result: 0 };
-
-/// How a command ended, when it is also looked at what became of its data.
-fn completed(it: &Outstanding, answer: Answer) -> Completed {
-    let command = &it.command;
-    let whole = it.moved == command.data.bytes() && it.transfer.is_none();
-    let status = match answer.status {
-        status if !status.is_success() => status,
-        _ if it.broken => Status::TRANSIENT_TRANSPORT_ERROR,
-        _ if !whole && !command.may_be_short => Status::DATA_TRANSFER_ERROR,
-        status => status,
-    };
-    Completed { tag: command.tag, answer: Answer { status, ..answer }, bytes: it.moved }
 }

@@ -15,18 +15,7 @@ use crate::association::Association;
 use crate::controller::connect;
 use crate::error::Error;
 use crate::limits::{MAX_DISCOVERY_ENTRIES, MAX_DISCOVERY_TRIES};
-use crate::options::{HostIdentity, Options};
-
-/// How a subsystem is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// NVMe/RDMA.
-    Rdma,
-    /// NVMe/TCP.
-    Tcp,
-    /// Another one, by its number.
-    Other(u8),
-}
+use crate::options::{HostIdentity, Options, Transport};
 
 /// What is found there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +33,8 @@ pub enum SubsystemKind {
 /// One entry of a discovery log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discovered {
-    /// Transport.
-    pub transport: Transport,
+    /// How it is reached; `None`: in a way that we do not know.
+    pub transport: Option<Transport>,
     /// Kind of subsystem.
     pub kind: SubsystemKind,
     /// Name of the subsystem.
@@ -69,11 +58,12 @@ impl Discovered {
 /// # Errors
 /// As for [`Controller::connect`](crate::Controller::connect); or the log changes all the time.
 pub fn discover(
+    transport: Transport,
     addr: SocketAddr,
     host: &HostIdentity,
     arena: &'static Arena,
 ) -> Result<Vec<Discovered>, Error> {
-    let options = Options { host: host.clone(), ..Options::new(addr, DISCOVERY_NQN) };
+    let options = Options { host: host.clone(), ..Options::new(transport, addr, DISCOVERY_NQN) };
     options.check()?;
     let options = Arc::new(options);
     let mut association = connect(&options, arena)?;
@@ -148,9 +138,9 @@ fn discovered(entry: &DiscoveryEntry) -> Discovered {
     };
     Discovered {
         transport: match entry.trtype {
-            trtype::RDMA => Transport::Rdma,
-            trtype::TCP => Transport::Tcp,
-            other => Transport::Other(other),
+            trtype::RDMA => Some(Transport::Rdma),
+            trtype::TCP => Some(Transport::Tcp),
+            _ => None,
         },
         kind: match entry.subtype {
             subtype::NVM => SubsystemKind::Nvm,
@@ -178,7 +168,7 @@ mod tests {
         entry.trsvcid[..4].copy_from_slice(b"4420");
         entry.subnqn[..3].copy_from_slice(b"nqn");
         let found = discovered(&entry);
-        assert_eq!((found.transport, found.kind), (Transport::Tcp, SubsystemKind::Nvm));
+        assert_eq!((found.transport, found.kind), (Some(Transport::Tcp), SubsystemKind::Nvm));
         assert_eq!((found.subnqn.as_str(), found.addr()), ("nqn", "10.0.0.1:4420".parse().ok()));
         // A name without an end, an address that is none: nothing to connect to.
         entry.subnqn.fill(b'x');

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use nvme_spec::identify::{
     CTRATT_TBKAS, DLFEAT_READS_ZEROES, IdentifyController, IdentifyNamespace,
-    NSATTR_WRITE_PROTECTED, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, VWC_PRESENT,
-    trimmed,
+    NSATTR_WRITE_PROTECTED, ONCS_COMPARE, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_KEYED,
+    SGLS_OFFSET, VWC_PRESENT, trimmed,
 };
 
 use crate::error::Error;
-use crate::limits::MAX_TRANSFER_BYTES;
+use crate::limits::{MAX_SPANS, MAX_TRANSFER_BYTES};
+use crate::options::Transport;
 
 /// A controller, as it is connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct ControllerInfo {
     pub depth: u16,
     /// Most data of one command, bytes.
     pub max_transfer_bytes: u32,
+    /// Most runs of memory that the data of one command lies in.
+    pub max_spans: usize,
     /// Completed writes may be lost at power loss until a flush.
     pub volatile_write_cache: bool,
     /// It knows Compare.
@@ -78,6 +81,7 @@ pub(crate) struct Traits {
 /// A controller that has another identifier than Connect gave, or asks for what we do not do.
 pub(crate) fn controller(
     id: &IdentifyController,
+    transport: Transport,
     cntlid: u16,
     min_page_bytes: u64,
 ) -> Result<(ControllerInfo, Traits), Error> {
@@ -88,12 +92,19 @@ pub(crate) fn controller(
     if id.sgls.get() & 3 == 0 {
         return unusable("it does not take SGLs");
     }
+    if transport == Transport::Rdma && id.sgls.get() & SGLS_KEYED == 0 {
+        return unusable("it does not take keyed SGLs");
+    }
     if id.icdoff.get() != 0 {
         return unusable("it wants data at an offset in capsules (ICDOFF)");
     }
     // In units of 16 bytes; the command takes four of them. A discovery controller has none.
     let capsule = u64::from(id.ioccsz.get()) * 16;
-    let in_capsule_bytes = capsule.saturating_sub(64).min(u64::from(MAX_TRANSFER_BYTES)) as u32;
+    let in_capsule = transport == Transport::Tcp || id.sgls.get() & SGLS_OFFSET != 0;
+    let in_capsule_bytes = match in_capsule {
+        true => capsule.saturating_sub(64).min(u64::from(MAX_TRANSFER_BYTES)) as u32,
+        false => 0,
+    };
     let transfer = match id.mdts {
         0 => MAX_TRANSFER_BYTES,
         mdts => min_page_bytes
@@ -110,6 +121,11 @@ pub(crate) fn controller(
         io_queues: 0,
         depth: 0,
         max_transfer_bytes: transfer,
+        max_spans: match transport {
+            Transport::Tcp => MAX_SPANS,
+            // A key is for one run.
+            Transport::Rdma => 1,
+        },
         volatile_write_cache: id.vwc & VWC_PRESENT != 0,
         compare: oncs & ONCS_COMPARE != 0,
         write_zeroes: oncs & ONCS_WRITE_ZEROES != 0,
@@ -148,4 +164,28 @@ pub(crate) fn namespace(nsid: u32, id: &IdentifyNamespace, traits: &Traits) -> O
         atomic_write_blocks: atomic,
         nguid: id.nguid,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn what_a_transport_needs_is_looked_for() {
+        let mut id = IdentifyController::new_zeroed();
+        (id.cntlid, id.ioccsz) = (7.into(), (4 + 4096 / 16).into());
+        let of = |id: &IdentifyController, transport| controller(id, transport, 7, 4096);
+        id.sgls = 1.into();
+        let tcp = of(&id, Transport::Tcp).unwrap();
+        assert_eq!((tcp.1.in_capsule_bytes, tcp.0.max_spans), (4096, MAX_SPANS));
+        let unkeyed = of(&id, Transport::Rdma).unwrap_err();
+        assert!(unkeyed.to_string().contains("keyed"), "{unkeyed}");
+        // Without offsets there is no data in capsules.
+        id.sgls = (1 | SGLS_KEYED).into();
+        assert_eq!(of(&id, Transport::Rdma).unwrap().1.in_capsule_bytes, 0);
+        id.sgls = (1 | SGLS_KEYED | SGLS_OFFSET).into();
+        let rdma = of(&id, Transport::Rdma).unwrap();
+        assert_eq!((rdma.1.in_capsule_bytes, rdma.0.max_spans), (4096, 1));
+    }
 }

@@ -21,8 +21,9 @@ pub struct Io {
     /// Number of logical blocks, 1 to 65,536; unused for flush and deallocate.
     pub block_count: u32,
     /// Where data comes from or goes to: as many bytes as the blocks have, 16 for each range of a
-    /// deallocate, [`Spans::NONE`] for flush and write zeroes. From `submit` to the completion it
-    /// is the queue's.
+    /// deallocate, [`Spans::NONE`] for flush and write zeroes; in no more runs than
+    /// [`max_spans`](crate::ControllerInfo::max_spans). From `submit` to the completion it is the
+    /// queue's.
     pub data: Spans,
 }
 

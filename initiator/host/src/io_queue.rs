@@ -1,7 +1,7 @@
 //! An I/O queue: commands in, completions out, on one core.
 //!
 //! ```text
-//!     ┌──────── Connecting: socket, ICReq, Connect <──────┐
+//!     ┌──────── Connecting: connection, Connect <─────────┐
 //!     v                                                   │ (the association is up again)
 //!   Ready ────(connection lost, command timed out)────> Down
 //! ```
@@ -25,15 +25,15 @@ use dma::Arena;
 use nvme_spec::status::Status;
 
 use crate::admin::check;
-use crate::admin::commands::connect_io;
-use crate::association::Page;
-use crate::connection::{Completed, Connection, Event, Left};
+use crate::admin::commands::{self, connect_io};
 use crate::error::Error;
 use crate::io::{Completion, Io};
-use crate::link::Link;
+use crate::limits::PAGE_BYTES;
+use crate::link::{Event, Link, Queue};
+use crate::memory::Carved;
 use crate::options::Options;
 use crate::shared::{Epoch, Shared, Up};
-use crate::slots::{Command, Effect};
+use crate::slots::{Command, Completed, Effect, Left};
 
 /// The queue has no room for the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +41,10 @@ pub struct Busy;
 
 /// An I/O queue of a [`Controller`](crate::Controller): for one core, and not shared with others.
 ///
-/// It is polled. Each [`IoQueue::poll`] is one turn: what was submitted since the last one leaves
-/// in one system call, and one receives. A caller with nothing else to do may [`IoQueue::wait`]
-/// between turns instead of spinning.
+/// It is polled. Each [`IoQueue::poll`] is one turn: over TCP what was submitted since the last one
+/// leaves in one system call, and one receives; over RDMA one call posts what was submitted, one
+/// what can be received, and neither is a system call where the device's library drives it. A
+/// caller with nothing else to do may [`IoQueue::wait`] between turns instead of spinning.
 #[derive(Debug)]
 pub struct IoQueue {
     options: Arc<Options>,
@@ -52,9 +53,10 @@ pub struct IoQueue {
     epoch: Option<Epoch>,
     up: Up,
     state: State,
-    // Before the page: closing the socket is what ends the use of memory.
+    arena: &'static Arena,
+    // Before the page: closing the connection is what ends the use of memory.
     link: Option<Link>,
-    page: Page,
+    page: Carved,
     /// Commands that are submitted again.
     kept: VecDeque<Command>,
     /// Commands that the old controller may still execute, and until when it may.
@@ -88,8 +90,9 @@ impl IoQueue {
             epoch: None,
             up,
             state: State::Down,
+            arena,
             link: None,
-            page: Page::new(arena)?,
+            page: Carved::new(arena, PAGE_BYTES)?,
             kept: VecDeque::with_capacity(depth),
             held: VecDeque::with_capacity(depth),
             done: VecDeque::with_capacity(depth),
@@ -121,14 +124,14 @@ impl IoQueue {
         }
         // What is kept and held is on its way as well.
         let waiting = self.kept.len() + self.held.len();
-        let room = self.link.as_mut().map_or(0, |link| link.connection().room());
+        let room = self.link.as_ref().map_or(0, Link::room);
         room.saturating_sub(waiting)
     }
 
     /// How many are on their way.
     pub fn outstanding(&mut self) -> usize {
-        let sent = match (&mut self.link, self.state) {
-            (Some(link), State::Ready) => link.connection().outstanding(),
+        let sent = match (&self.link, self.state) {
+            (Some(link), State::Ready) => link.outstanding(),
             _ => 0,
         };
         sent + self.kept.len() + self.held.len() + self.done.len()
@@ -205,7 +208,8 @@ impl IoQueue {
         self.qid
     }
 
-    /// System calls so far that moved or tried to move bytes.
+    /// Calls so far that moved or tried to move bytes: system calls, but for those of RDMA devices
+    /// that their library drives.
     pub fn calls(&self) -> u64 {
         self.calls + self.link.as_ref().map_or(0, Link::calls)
     }
@@ -223,7 +227,7 @@ impl IoQueue {
                     self.state = State::Ready;
                     self.error = None;
                 }
-                _ => {
+                Event::Opened => {
                     let Up { cntlid, depth, .. } = self.up;
                     let deadline = now + self.options.admin_timeout;
                     let page = self.page.span;
@@ -247,10 +251,11 @@ impl IoQueue {
     /// Without a connection: connects as soon as there is an association again.
     fn poll_down(&mut self, now: Instant) {
         if let Some((epoch, up)) = self.shared.up() {
-            let mut connection = Connection::new(self.options.digests(), up.depth);
-            connection.set_in_capsule_bytes(up.in_capsule_bytes);
             (self.up, self.epoch) = (up, Some(epoch));
-            match Link::open(now, self.options.addr, self.options.connect_timeout, connection) {
+            let Up { cntlid, depth, in_capsule_bytes, .. } = up;
+            let entries = commands::entries(depth);
+            let queue = Queue { qid: self.qid, cntlid, entries, depth, in_capsule_bytes };
+            match Link::open(now, &self.options, queue, self.arena) {
                 Ok(link) => (self.link, self.state) = (Some(link), State::Connecting),
                 Err(error) => {
                     self.shared.lose(epoch);
@@ -263,8 +268,8 @@ impl IoQueue {
         }
     }
 
-    /// The connection is lost, or given up. Closing the socket comes first: what is decided about
-    /// commands presumes that nothing touches their memory any more.
+    /// The connection is lost, or given up. Closing it comes first: what is decided about commands
+    /// presumes that nothing touches their memory any more.
     fn lose(&mut self, now: Instant, error: Error) {
         let Some(link) = self.link.take() else { return };
         self.calls += link.calls();

@@ -22,9 +22,25 @@ pub const ADMIN_IN_CAPSULE_BYTES: u32 = 8192;
 /// Bytes that are received at a time besides data that goes straight to its place.
 pub const INPUT_BYTES: usize = 64 << 10;
 
+/// Most data that a keyed SGL descriptor tells of: its length has 24 bits.
+pub const MAX_KEYED_BYTES: u32 = (1 << 24) - 1;
+
+/// Work requests that a command has in the send queue at a time: the binding of its window, its
+/// capsule, and the invalidation of the window, which may begin before the others are reported.
+pub const RDMA_WORK_PER_COMMAND: u32 = 3;
+
+/// Completions taken from an RDMA completion queue in one call.
+pub const CQ_BATCH: usize = 32;
+
+/// Most such calls in a turn: whoever polls also has other things to do.
+pub const CQ_BATCHES_PER_TURN: usize = 16;
+
 /// Commands outstanding on an admin queue: one step of bring-up or of the caller's, a keep-alive,
 /// and an Asynchronous Event Request. A controller has at least as many (NVMe Base 2.1, ASQSZ).
 pub const ADMIN_DEPTH: u16 = 4;
+
+/// Entries of an admin queue.
+pub const ADMIN_QUEUE_ENTRIES: u16 = 32;
 
 /// Bytes of the memory that admin commands share.
 pub const PAGE_BYTES: usize = 4096;
@@ -55,6 +71,9 @@ const _: () = {
     // Places and counts share 16 bits, and FFFFh names no command (NVMe Base 2.1, CID).
     assert!(INDEX_BITS < 16);
     assert!(ADMIN_DEPTH <= MAX_DEPTH && ADMIN_DEPTH >= 3);
+    // One entry always stays free.
+    assert!(ADMIN_DEPTH < ADMIN_QUEUE_ENTRIES);
+    assert!(MAX_TRANSFER_BYTES <= MAX_KEYED_BYTES);
     assert!(PAGE_BYTES >= IDENTIFY_BYTES && PAGE_BYTES >= size_of::<ConnectData>());
     assert!(PAGE_BYTES <= ADMIN_IN_CAPSULE_BYTES as usize);
 };

@@ -1,7 +1,9 @@
 //! Whom to connect to, as whom, and how.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 use nvme_spec::fabrics::{UUID_NQN_PREFIX, is_valid_nqn};
@@ -10,6 +12,36 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::limits::{MAX_DEPTH, MAX_IO_QUEUES};
+
+/// How a controller is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// NVMe/RDMA.
+    Rdma,
+    /// NVMe/TCP.
+    Tcp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rdma => "rdma",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "rdma" => Ok(Self::Rdma),
+            "tcp" => Ok(Self::Tcp),
+            _ => Err(format!("`{text}` is neither `rdma` nor `tcp`")),
+        }
+    }
+}
 
 /// Who a host is to the subsystems it connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +97,9 @@ pub struct Reconnect {
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The controller's address.
+    /// The transport.
+    pub transport: Transport,
+    /// The controller's address; over RDMA one that belongs to an RDMA device.
     pub addr: SocketAddr,
     /// The subsystem's name.
     pub subnqn: String,
@@ -78,9 +112,9 @@ pub struct Options {
     /// Keep-alive time-out: the controller ends the association when it hears nothing for so long,
     /// and so do we.
     pub keep_alive: Duration,
-    /// Digests of headers, without which the connection fails.
+    /// Digests of headers, without which the connection fails. NVMe/RDMA has none.
     pub header_digest: bool,
-    /// Digests of data, without which the connection fails.
+    /// Digests of data, without which the connection fails. NVMe/RDMA has none.
     pub data_digest: bool,
     /// How long connecting may take, up to the point where I/O can begin.
     pub connect_timeout: Duration,
@@ -96,8 +130,9 @@ pub struct Options {
 impl Options {
     /// One I/O queue of 128 commands, a keep-alive of 5 s, no digests, a random host identity, and
     /// for ten minutes a new attempt every 2 s once the association is lost.
-    pub fn new(addr: SocketAddr, subnqn: impl Into<String>) -> Self {
+    pub fn new(transport: Transport, addr: SocketAddr, subnqn: impl Into<String>) -> Self {
         Self {
+            transport,
             addr,
             subnqn: subnqn.into(),
             host: HostIdentity::random(),
@@ -137,6 +172,10 @@ impl Options {
             let reason = format!("{} is not within 1 to {MAX_IO_QUEUES}", self.io_queues);
             return wrong("I/O queues", &reason);
         }
+        let digests = self.digests();
+        if self.transport == Transport::Rdma && (digests.header || digests.data) {
+            return wrong("digests", "NVMe/RDMA has none: the network checks what it carries");
+        }
         let kato = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
         if !kato.contains(&self.keep_alive) {
             let reason = format!("{:?} is not within 1 s to a day", self.keep_alive);
@@ -170,7 +209,8 @@ mod tests {
 
     #[test]
     fn options_that_cannot_be_are_named() {
-        let good = Options::new("127.0.0.1:4420".parse().unwrap(), "nqn.2026-11.io.forebay:one");
+        let addr = "127.0.0.1:4420".parse().unwrap();
+        let good = Options::new(Transport::Tcp, addr, "nqn.2026-11.io.forebay:one");
         good.check().unwrap();
         let nameless = HostIdentity { nqn: String::new(), ..good.host.clone() };
         let wrong = [
@@ -180,6 +220,7 @@ mod tests {
             ("queue depth", Options { depth: 0, ..good.clone() }),
             ("I/O queues", Options { io_queues: MAX_IO_QUEUES + 1, ..good.clone() }),
             ("keep-alive", Options { keep_alive: Duration::ZERO, ..good.clone() }),
+            ("digests", Options { transport: Transport::Rdma, data_digest: true, ..good.clone() }),
         ];
         for (name, options) in wrong {
             match options.check() {
@@ -187,5 +228,13 @@ mod tests {
                 other => panic!("{name}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn transports_read_as_they_are_shown() {
+        for transport in [Transport::Rdma, Transport::Tcp] {
+            assert_eq!(transport.to_string().parse(), Ok(transport));
+        }
+        assert!("RDMA".parse::<Transport>().is_err());
     }
 }

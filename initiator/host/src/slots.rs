@@ -80,22 +80,49 @@ pub struct Answer {
     pub result: u64,
 }
 
+impl Answer {
+    /// Success, and nothing more to say.
+    pub(crate) const SUCCESS: Self = Self { status: Status::SUCCESS, result: 0 };
+}
+
+/// The end of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completed {
+    /// The tag it was submitted with.
+    pub tag: u32,
+    /// What the controller said, and what the host side has to say besides.
+    pub answer: Answer,
+    /// Bytes of its data that were moved.
+    pub bytes: u32,
+}
+
+/// A command of a connection that is over.
+#[derive(Clone, Copy, Debug)]
+pub enum Left {
+    /// It was answered.
+    Completed(Completed),
+    /// Nobody knows what became of it.
+    Unfinished(Command),
+}
+
 /// A command on its way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outstanding {
     pub(crate) command: Command,
-    /// Bytes of its data that have come, or were asked for.
+    /// Bytes of its data that have come, or were asked for; over RDMA, where only the controller
+    /// knows, all of them.
     pub(crate) moved: u32,
     /// Data that was asked for and still has to be sent.
     pub(crate) transfer: Option<Transfer>,
-    /// PDUs of it that have not left.
+    /// What has not been done for it yet: PDUs that have not left, work requests that have not
+    /// completed.
     pub(crate) leaving: u8,
     /// Nothing more of its data may come.
     pub(crate) last: bool,
     /// A part of its data did not match its digest.
     pub(crate) broken: bool,
-    /// What the controller has said, while PDUs of it have not left: until then its memory is in
-    /// use.
+    /// What the controller has said, while something is still to be done for it: until then its
+    /// memory is in use.
     pub(crate) answer: Option<Answer>,
 }
 
@@ -117,6 +144,19 @@ impl Outstanding {
     /// The next place for data that comes.
     pub(crate) fn place(&self, len: u32) -> Option<DmaSpan> {
         self.command.data.part(self.moved, len)
+    }
+
+    /// How it ended, when it is also looked at what became of its data.
+    pub(crate) fn completed(&self, answer: Answer) -> Completed {
+        let command = &self.command;
+        let whole = self.moved == command.data.bytes() && self.transfer.is_none();
+        let status = match answer.status {
+            status if !status.is_success() => status,
+            _ if self.broken => Status::TRANSIENT_TRANSPORT_ERROR,
+            _ if !whole && !command.may_be_short => Status::DATA_TRANSFER_ERROR,
+            status => status,
+        };
+        Completed { tag: command.tag, answer: Answer { status, ..answer }, bytes: self.moved }
     }
 }
 
@@ -201,14 +241,19 @@ impl Slots {
         self.slots.len() - self.free.len()
     }
 
-    /// Ends all commands.
-    pub(crate) fn drain(&mut self) -> Vec<Outstanding> {
-        (0..self.slots.len() as u16).filter_map(|index| self.release(index)).collect()
+    /// Ends all commands, and tells what became of each.
+    pub(crate) fn drain(&mut self) -> Vec<Left> {
+        let end = |it: Outstanding| match it.answer {
+            Some(answer) => Left::Completed(it.completed(answer)),
+            None => Left::Unfinished(it.command),
+        };
+        (0..self.slots.len() as u16).filter_map(|index| self.release(index).map(end)).collect()
     }
 
-    /// All commands on their way.
-    pub(crate) fn outstanding(&self) -> impl Iterator<Item = &Outstanding> {
-        self.slots.iter().filter_map(|slot| slot.outstanding.as_ref())
+    /// The earliest time when a command has taken too long.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let outstanding = self.slots.iter().filter_map(|slot| slot.outstanding.as_ref());
+        outstanding.filter_map(|it| it.command.deadline).min()
     }
 }
 

@@ -61,7 +61,7 @@ impl FromStr for Address {
         let unknown = || {
             format!(
                 "{text:?} is none of null:SIZE, ram:SIZE, file:PATH, pcie:BDF[/NSID], \
-                 tcp://ADDR[:PORT]/NQN[/NSID]"
+                 rdma://ADDR[:PORT]/NQN[/NSID], tcp://ADDR[:PORT]/NQN[/NSID]"
             )
         };
         let (kind, rest) = text.split_once(':').ok_or_else(unknown)?;
@@ -76,7 +76,7 @@ impl FromStr for Address {
                 let bdf = bdf.parse().map_err(|error: vfio::VfioError| error.to_string())?;
                 Ok(Address::Pcie { bdf, nsid })
             }
-            "tcp" => {
+            "rdma" | "tcp" => {
                 let (endpoint, name) = rest
                     .strip_prefix("//")
                     .and_then(|rest| rest.split_once('/'))
@@ -86,7 +86,7 @@ impl FromStr for Address {
                     None => (name, 1),
                 };
                 api::check_nqn(nqn).map_err(|reason| format!("{nqn:?} {reason}"))?;
-                let endpoint = format!("tcp://{endpoint}").parse()?;
+                let endpoint = format!("{kind}://{endpoint}").parse()?;
                 Ok(Address::Fabrics { endpoint, nqn: nqn.to_owned(), nsid })
             }
             _ => Err(unknown()),
@@ -126,6 +126,8 @@ mod tests {
         let fabrics = "tcp://[fd00::1]/nqn.2026-11.io.forebay:a".parse::<Address>().unwrap();
         assert_eq!(fabrics.to_string(), "tcp://[fd00::1]:4420/nqn.2026-11.io.forebay:a/1");
         assert_eq!(fabrics.to_string().parse(), Ok(fabrics));
+        let rdma = "rdma://10.0.0.1:4421/nqn.2026-11.io.forebay:a/2";
+        assert_eq!(rdma.parse::<Address>().unwrap().to_string(), rdma);
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub enum Command {
     /// Put load on a target, or run the jobs of a file
     #[command(after_help = "Targets: null:SIZE, ram:SIZE, file:PATH (a file or a block device of \
                             the kernel), pcie:BDF[/NSID] (an SSD, through our own driver), \
-                            tcp://ADDR[:PORT]/NQN[/NSID] (a target, over NVMe/TCP).")]
+                            rdma:// or tcp://ADDR[:PORT]/NQN[/NSID] (a target, over NVMe/RDMA or \
+                            NVMe/TCP).")]
     Run(Box<RunArguments>),
     /// Read back everything that an acknowledgement log knows of, and check it
     Verify(VerifyArguments),

@@ -92,13 +92,17 @@ impl Target {
     ) -> Result<Self, PerfError> {
         let machine = || HostIdentity::of_machine(Path::new("/etc/nvme"));
         let host = how.host_nqn.clone().map(HostIdentity::named).or_else(machine);
+        let transport = match endpoint.transport {
+            api::Transport::Rdma => host::Transport::Rdma,
+            api::Transport::Tcp => host::Transport::Tcp,
+        };
         let options = host::Options {
             host: host.unwrap_or_else(HostIdentity::random),
             io_queues: how.cores as u16,
             depth: how.depth as u16,
             header_digest: how.header_digest,
             data_digest: how.data_digest,
-            ..host::Options::new(endpoint.address, nqn)
+            ..host::Options::new(transport, endpoint.address, nqn)
         };
         let controller = Controller::connect(options, arena)?;
         let taken = usize::from(controller.info().depth);

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use bdev::{Bdev, Completions, FabricsBdev, Health, Io, Op};
 use conformance::{NQN, Server, ServerConfig};
 use dma::Arena;
-use host::{Controller, Options};
+use host::{Controller, Options, Transport};
 use nvme_spec::status::Status;
 
 fn attach(server: &Server, arena: &'static Arena) -> FabricsBdev {
-    let controller = Controller::connect(Options::new(server.addr(), NQN), arena).unwrap();
+    let controller =
+        Controller::connect(Options::new(Transport::Tcp, server.addr(), NQN), arena).unwrap();
     FabricsBdev::new("fabrics0", controller, NQN, 1).unwrap()
 }
 
@@ -59,7 +60,8 @@ fn a_namespace_of_a_target_is_a_block_device() {
 fn a_namespace_that_is_not_there_is_refused_with_those_that_are() {
     let server = Server::start("127.0.0.1", ServerConfig::default());
     let arena = Arena::plain_pages(4 << 20).unwrap();
-    let controller = Controller::connect(Options::new(server.addr(), NQN), arena).unwrap();
+    let controller =
+        Controller::connect(Options::new(Transport::Tcp, server.addr(), NQN), arena).unwrap();
     let error = FabricsBdev::new("f", controller, NQN, 7).err().unwrap().to_string();
     assert!(error.contains('7') && error.contains("there are: 1"), "{error}");
 }

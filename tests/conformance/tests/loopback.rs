@@ -14,7 +14,7 @@ use nvme_spec::log_page::lid;
 use nvme_spec::status::Status;
 
 fn options(server: &Server) -> Options {
-    Options::new(server.addr(), NQN)
+    Options::new(Transport::Tcp, server.addr(), NQN)
 }
 
 fn arena() -> &'static Arena {
@@ -63,9 +63,9 @@ fn a_namespace_is_attached_used_and_detached() {
 #[test]
 fn what_is_there_is_discovered() {
     let server = Server::start("127.0.0.1", ServerConfig::default());
-    let found = discover(server.addr(), &HostIdentity::random(), arena()).unwrap();
+    let found = discover(Transport::Tcp, server.addr(), &HostIdentity::random(), arena()).unwrap();
     let ours = found.iter().find(|entry| entry.subnqn == NQN).expect("the subsystem");
-    assert_eq!((ours.transport, ours.kind), (Transport::Tcp, SubsystemKind::Nvm));
+    assert_eq!((ours.transport, ours.kind), (Some(Transport::Tcp), SubsystemKind::Nvm));
     assert_eq!(ours.addr(), Some(server.addr()));
 }
 
@@ -78,13 +78,13 @@ fn what_cannot_be_connected_to_is_told() {
     assert!(unknown.to_string().ends_with("the subsystem NQN"), "{unknown}");
     let addr = server.addr();
     server.stop();
-    let refused = connect(Options::new(addr, NQN));
+    let refused = connect(Options::new(Transport::Tcp, addr, NQN));
     assert!(matches!(refused, Error::Socket { .. }), "{refused}");
     // Somebody who accepts and says nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = Options {
         connect_timeout: Duration::from_millis(200),
-        ..Options::new(silent.local_addr().unwrap(), NQN)
+        ..Options::new(Transport::Tcp, silent.local_addr().unwrap(), NQN)
     };
     let late = connect(options);
     assert!(matches!(late, Error::TimedOut { .. }), "{late}");

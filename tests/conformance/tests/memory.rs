@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use conformance::{BLOCK_BYTES, HostSide, NQN, Random, TargetSide};
 use dma::{Arena, DmaSpan};
 use host::protocol::{Left, Output, Request};
-use host::{Error, Io, Op, Options, Spans};
+use host::{Error, Io, Op, Options, Spans, Transport};
 use nvme_spec::log_page::{GetLogPage, lid};
 use nvme_spec::status::Status;
 use nvme_spec::{command::Sqe, opcode};
@@ -20,7 +20,7 @@ fn options(digests: u8) -> Options {
     Options {
         header_digest: digests & 1 != 0,
         data_digest: digests & 2 != 0,
-        ..Options::new("10.0.0.1:4420".parse().unwrap(), NQN)
+        ..Options::new(Transport::Tcp, "10.0.0.1:4420".parse().unwrap(), NQN)
     }
 }
 

@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use verbs::{
-    Access, CmEvent, CmId, Completion, ConnParams, EventChannel, MemoryWindow, PrivateData, RdmaQp,
-    WcOpcode,
+    Access, CmEvent, CmId, Completion, ConnParams, EventChannel, PrivateData, RdmaQp, WcOpcode,
 };
 
 use crate::{
@@ -29,11 +28,12 @@ pub fn run(target: SocketAddr) -> Result<()> {
     let Ok(mut connection) = connect(&channel, target, b"second")? else { bail!("rejected") };
     connection.transfer(OP_WRITE, WRITES)?;
     connection.transfer(OP_READ, READS)?;
-    let dead_rkey = connection.invalidate(INVALIDATIONS)?;
+    connection.invalidate(INVALIDATIONS)?;
     connection.id.disconnect()?;
     connection.finish(&channel)?;
 
     let Ok(mut connection) = connect(&channel, target, b"third")? else { bail!("rejected") };
+    let dead_rkey = connection.invalidate(1)?;
     connection.trespass(dead_rkey)?;
     connection.finish(&channel)
 }
@@ -129,33 +129,44 @@ impl Connection {
         Ok(())
     }
 
-    /// `count` capsules with a window each, which the target invalidates; gives the last rkey.
+    /// `count` capsules with a window each, which the target invalidates, and as many with one that
+    /// we invalidate ourselves; gives the last rkey.
     fn invalidate(&mut self, count: u64) -> Result<u32> {
-        let mut window = MemoryWindow::new(&self.resources.mr)?;
+        self.qp.add_windows(2)?;
         let start = Instant::now();
-        for seq in 0..count {
+        let mut dead_rkey = 0;
+        for seq in 0..2 * count {
+            let (window, by_target) = ((seq % 2) as u32, seq % 2 == 0);
+            let op = if by_target { OP_WRITE_AND_INVALIDATE } else { OP_WRITE };
             let id = wr_id(Work::Bind, 0);
             let data = sge(self.resources.data(0));
             let access = Access { remote_write: true, ..Access::default() };
-            let rkey = self.qp.bind_window(id, &mut window, data, access, true)?;
+            let rkey = self.qp.bind_window(id, window, data, access, true)?;
             self.sends += 1;
-            self.send(0, Capsule { seq, addr: 0, op: OP_WRITE_AND_INVALIDATE, rkey })?;
+            self.send(0, Capsule { seq, addr: 0, op, rkey })?;
             self.qp.flush()?;
             let mut responded = false;
             while !responded {
-                ensure!(start.elapsed() < PATIENCE, "{seq} of {count} done");
+                ensure!(start.elapsed() < PATIENCE, "{seq} of {} done", 2 * count);
                 for completion in self.resources.poll()? {
                     let invalidated = completion.invalidated_rkey();
                     if let Some(capsule) = self.response(&completion)? {
                         check(self.resources.data(0), capsule.seq)?;
-                        ensure!(invalidated == Some(rkey), "{rkey:#x} is not {invalidated:x?}");
+                        let wanted = by_target.then_some(rkey);
+                        ensure!(invalidated == wanted, "{wanted:x?} is not {invalidated:x?}");
                         responded = true;
                     }
                 }
             }
+            if !by_target {
+                self.qp.invalidate_window(wr_id(Work::Invalidate, 0), window, true)?;
+                self.sends += 1;
+                dead_rkey = rkey;
+            }
         }
-        println!("initiator: {count} windows invalidated by the target: {:?}", start.elapsed());
-        Ok(window.rkey())
+        self.qp.flush()?;
+        println!("initiator: {count} windows invalidated by each side: {:?}", start.elapsed());
+        Ok(dead_rkey)
     }
 
     /// Lets the target write with an rkey that is dead, whereupon it disconnects.
@@ -183,7 +194,11 @@ impl Connection {
         let (work, slot) = work_of(completion)?;
         ensure!(completion.status().is_success(), "{completion:?}");
         if work != Work::Recv {
-            let expected = if work == Work::Bind { WcOpcode::BindWindow } else { WcOpcode::Send };
+            let expected = match work {
+                Work::Bind => WcOpcode::BindWindow,
+                Work::Invalidate => WcOpcode::InvalidateWindow,
+                _ => WcOpcode::Send,
+            };
             ensure!(completion.opcode() == Some(expected), "{completion:?}");
             self.sends -= 1;
             return Ok(None);

@@ -122,7 +122,7 @@ impl<'a> Connection<'a> {
             // Data by RDMA READ is signaled, data by RDMA WRITE only completes when it fails.
             Work::Data if completion.opcode() == Some(WcOpcode::RdmaRead) => self.sends -= 1,
             Work::Data => {}
-            Work::Bind => bail!("a target binds no windows"),
+            Work::Bind | Work::Invalidate => bail!("a target has no windows"),
         }
         if !completion.status().is_success() {
             if self.failed.is_none() && !self.disconnected {

@@ -43,9 +43,13 @@ pub fn connect_io(
     let data = connect_data(options, cntlid);
     page.write_obj(0, &data);
     let data = Spans::from(page.subspan(0, size_of_val(&data) as u32));
-    // One entry always stays free.
-    let sqe = connect(qid, depth + 1, 0);
+    let sqe = connect(qid, entries(depth), 0);
     Command { tag: 0, sqe, data, may_be_short: false, deadline: Some(deadline) }
+}
+
+/// Entries of a queue for so many commands at a time: one always stays free.
+pub(crate) fn entries(depth: u16) -> u16 {
+    depth + 1
 }
 
 /// The data of a Connect command.
@@ -92,6 +96,7 @@ pub(crate) fn log_page(lid: u8, nsid: u32, offset: u64, bytes: u64) -> Sqe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Transport;
     use nvme_spec::fabrics::{fctype, text};
     use nvme_spec::registers::{CAP, CC};
     use zerocopy::{FromBytes, IntoBytes};
@@ -110,7 +115,8 @@ mod tests {
         let set = Property::ref_from_bytes(set.as_bytes()).unwrap();
         assert_eq!((set.fctype, set.attrib, set.offset.get()), (0, 0, 0x14));
         assert_eq!(set.value.get(), 0x0046_0001);
-        let options = Options::new("127.0.0.1:4420".parse().unwrap(), "nqn.2026-11.io.forebay:one");
+        let addr = "127.0.0.1:4420".parse().unwrap();
+        let options = Options::new(Transport::Tcp, addr, "nqn.2026-11.io.forebay:one");
         let data = connect_data(&options, 9);
         assert_eq!((data.cntlid.get(), text(&data.subnqn)), (9, Some(&*options.subnqn)));
         assert_eq!(text(&data.hostnqn), Some(&*options.host.nqn));

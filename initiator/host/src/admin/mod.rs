@@ -33,12 +33,13 @@ use nvme_spec::opcode;
 use nvme_spec::registers::{CAP, CC, CSTS, Cap, Cc, Csts};
 use nvme_spec::status::Status;
 
-use crate::connection::Completed;
 use crate::error::Error;
 use crate::info::{self, ControllerInfo, Namespace, Traits};
-use crate::limits::{ADMIN_DEPTH, MAX_NAMESPACES, PAGE_BYTES, PROPERTY_INTERVAL, SHUTDOWN_TIMEOUT};
+use crate::limits::{
+    ADMIN_QUEUE_ENTRIES, MAX_NAMESPACES, PAGE_BYTES, PROPERTY_INTERVAL, SHUTDOWN_TIMEOUT,
+};
 use crate::options::Options;
-use crate::slots::{Answer, Command};
+use crate::slots::{Answer, Command, Completed};
 use crate::spans::Spans;
 
 /// Tags of the three kinds of commands on an admin queue.
@@ -424,7 +425,8 @@ impl Admin {
         check("Identify Controller", done.answer)?;
         let id: IdentifyController = self.page.read_obj(0);
         let min_page_bytes = 4096 << self.cap.mpsmin();
-        let (info, traits) = info::controller(&id, self.cntlid, min_page_bytes)?;
+        let transport = self.options.transport;
+        let (info, traits) = info::controller(&id, transport, self.cntlid, min_page_bytes)?;
         if !traits.keeps_alive {
             self.keep_alive_at = None;
         }
@@ -557,10 +559,6 @@ impl Admin {
         Ok(())
     }
 }
-
-/// Entries of the admin queue: one always stays free.
-const ADMIN_QUEUE_ENTRIES: u16 = 32;
-const _: () = assert!(ADMIN_QUEUE_ENTRIES > ADMIN_DEPTH);
 
 /// The result of a command that has succeeded.
 pub(crate) fn check(command: &'static str, answer: Answer) -> Result<u64, Error> {

@@ -11,14 +11,16 @@ use nvme_tcp::Piece;
 use socket2::{Domain, Protocol, Type};
 use sockets::{Gather, Moved, Poller, Socket};
 
-use crate::connection::{Connection, Event, Left};
+use crate::connection::{self, Connection};
 use crate::error::Error;
-use crate::limits::{DEADLINE_GRANULARITY, INPUT_BYTES};
-use crate::slots::Command;
+use crate::limits::{ADMIN_IN_CAPSULE_BYTES, DEADLINE_GRANULARITY, INPUT_BYTES};
+use crate::link::{Event, Queue};
+use crate::options::Options;
+use crate::slots::{Command, Left};
 
 /// A connection and its socket.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct TcpLink {
     addr: SocketAddr,
     socket: Socket,
     poller: Poller,
@@ -37,15 +39,15 @@ pub(crate) struct Link {
     calls: u64,
 }
 
-impl Link {
-    /// Begins to connect. The connection is usable when it has told so by [`Event::Opened`], within
-    /// `limit`.
-    pub(crate) fn open(
-        now: Instant,
-        addr: SocketAddr,
-        limit: Duration,
-        connection: Connection,
-    ) -> Result<Self, Error> {
+impl TcpLink {
+    /// As [`Link::open`](crate::link::Link::open).
+    pub(crate) fn open(now: Instant, options: &Options, queue: Queue) -> Result<Self, Error> {
+        let (addr, limit) = (options.addr, options.connect_timeout);
+        let mut connection = Connection::new(options.digests(), queue.depth);
+        connection.set_in_capsule_bytes(match queue.qid {
+            0 => ADMIN_IN_CAPSULE_BYTES,
+            _ => queue.in_capsule_bytes,
+        });
         let wrap = |action| move |source| Error::Socket { addr, action, source };
         let socket = connect(addr).map_err(wrap("connecting"))?;
         let poller = Poller::new(1).map_err(wrap("watching the socket"))?;
@@ -66,11 +68,6 @@ impl Link {
         })
     }
 
-    /// Sends what waits and receives what is there. Events are asked for after each turn, until
-    /// there are none.
-    ///
-    /// # Errors
-    /// The connection is over, or a command has taken too long, which ends it as well.
     pub(crate) fn turn(&mut self, now: Instant) -> Result<(), Error> {
         if now >= self.check_at {
             self.check_at = now + DEADLINE_GRANULARITY;
@@ -80,26 +77,24 @@ impl Link {
         self.receive()
     }
 
-    /// What happened, until there is nothing more.
-    ///
-    /// # Errors
-    /// The connection is over because one side has broken the rules.
     pub(crate) fn poll_event(&mut self) -> Result<Option<Event>, Error> {
         loop {
             match self.connection.poll_event() {
-                Some(Event::Opened) => {
+                Some(connection::Event::Opened) => {
                     self.open_by = None;
                     return Ok(Some(Event::Opened));
                 }
-                Some(Event::Broken(fault)) => {
+                Some(connection::Event::Completed(done)) => {
+                    return Ok(Some(Event::Completed(done)));
+                }
+                Some(connection::Event::Broken(fault)) => {
                     // As far as there is room: nobody waits for a controller that breaks rules.
                     let _ = self.send();
                     return Err(Error::Broken { addr: self.addr, fault });
                 }
-                Some(Event::Refused { fes }) => {
+                Some(connection::Event::Refused { fes }) => {
                     return Err(Error::Refused { addr: self.addr, fes });
                 }
-                Some(event) => return Ok(Some(event)),
                 None => {}
             }
             if self.from == self.to {
@@ -113,10 +108,6 @@ impl Link {
         }
     }
 
-    /// Waits until a turn has something to do, or the time is over.
-    ///
-    /// # Errors
-    /// The system refuses.
     pub(crate) fn wait(&mut self, timeout: Duration) -> Result<(), Error> {
         let sends = !self.connection.is_idle() && !self.send_blocked;
         if sends || !self.receive_blocked {
@@ -126,31 +117,31 @@ impl Link {
         told.map_err(|source| self.error("waiting", source))
     }
 
-    /// When a command has taken too long, at the earliest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let opens = self.open_by.map(|(at, _)| at);
         [opens, self.connection.next_deadline()].into_iter().flatten().min()
     }
 
-    /// As [`Connection::submit`].
     #[inline]
     pub(crate) fn submit(&mut self, command: Command) -> bool {
         self.connection.submit(command)
     }
 
-    /// The connection, to ask or to tell something.
     #[inline]
-    pub(crate) fn connection(&mut self) -> &mut Connection {
-        &mut self.connection
+    pub(crate) fn room(&self) -> usize {
+        self.connection.room()
     }
 
-    /// System calls that moved or tried to move bytes.
     #[inline]
+    pub(crate) fn outstanding(&self) -> usize {
+        self.connection.outstanding()
+    }
+
     pub(crate) fn calls(&self) -> u64 {
         self.calls
     }
 
-    /// Closes the socket; after that nothing of the connection touches memory any more.
+    /// Closes the socket.
     pub(crate) fn close(self) -> Vec<Left> {
         let Self { socket, mut connection, .. } = self;
         drop(socket);
