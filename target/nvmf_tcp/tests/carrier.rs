@@ -328,7 +328,7 @@ fn a_turn_takes_one_call_for_all_and_two_for_each_connection_at_work() {
 /// `docs/data-path.md` says what a connection takes; this is what it takes.
 #[test]
 fn what_a_connection_takes_is_what_the_page_says() {
-    use nvmf_tcp::limits::CONNECT_CAPSULE_BYTES;
+    use nvmf_tcp::limits::{CONNECT_CAPSULE_BYTES, INPUT_BYTES};
     let page = include_str!("../../../docs/data-path.md");
     let mut core = Core::new();
     let kinds = [
@@ -346,6 +346,9 @@ fn what_a_connection_takes_is_what_the_page_says() {
         format!("**{},{:03}**", taken / 1000, taken % 1000)
     });
     let row = format!("| **bytes of the arena** | {} |", bytes.join(" | "));
+    assert!(page.contains(&row), "the page does not say: {row}");
+    let input = format!("{},{:03}", INPUT_BYTES / 1000, INPUT_BYTES % 1000);
+    let row = format!("| input buffer, ordinary memory | {input} | {input} | {input} |");
     assert!(page.contains(&row), "the page does not say: {row}");
     core.assert_nothing_is_held();
 }
