@@ -81,7 +81,10 @@ fio --name=load --filename="$device" --ioengine=libaio --direct=1 --rw=randwrite
     --iodepth=16 --size=12m --rate_iops=300 --verify=crc32c --verify_fatal=1 --do_verify=1 \
     --output="$RESULTS/load.txt" &
 load=$!
-written() { forebay stats --json | jq -e '[.namespaces[].writes] | max > 500' >/dev/null; }
+written() {
+    forebay stats --json \
+        | jq -e "[.namespaces[] | select(.nqn == \"$ssd\").writes] | add > 500" >/dev/null
+}
 wait_for 30 "five hundred blocks are written" written
 kill -9 "$target_pid"
 wait "$target_pid" || true
