@@ -98,14 +98,6 @@ impl Socket {
         self.stream.shutdown(Shutdown::Write)
     }
 
-    /// The peer's address.
-    ///
-    /// # Errors
-    /// The connection is gone already.
-    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
-    }
-
     /// The address that the peer reached.
     ///
     /// # Errors

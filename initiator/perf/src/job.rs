@@ -48,8 +48,10 @@ pub struct Job {
     pub force: bool,
     /// Who we are to a target on the fabric.
     pub host_nqn: Option<String>,
-    /// Digests of headers and of data on the fabric.
-    pub digests: (bool, bool),
+    /// Digests of headers on the fabric.
+    pub header_digest: bool,
+    /// Digests of data on the fabric.
+    pub data_digest: bool,
     /// Where the plot goes.
     pub plot: Option<PathBuf>,
 }
@@ -111,7 +113,8 @@ impl Job {
             verify: options.verify.clone(),
             force: options.force || options.destroy_data,
             host_nqn: options.host_nqn.clone(),
-            digests: (options.hdr_digest, options.data_digest),
+            header_digest: options.hdr_digest,
+            data_digest: options.data_digest,
             plot: options.plot.clone(),
             name,
         })

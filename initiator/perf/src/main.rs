@@ -202,8 +202,8 @@ fn how(job: &Job) -> Use {
         depth: job.depth,
         force: job.force,
         host_nqn: job.host_nqn.clone(),
-        header_digest: job.digests.0,
-        data_digest: job.digests.1,
+        header_digest: job.header_digest,
+        data_digest: job.data_digest,
     }
 }
 

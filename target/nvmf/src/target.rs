@@ -64,7 +64,8 @@ pub struct QueueInfo {
     /// Queue identifier in the connection request; Connect must say the same. `None` where the
     /// transport has none (TCP).
     pub qid: Option<u16>,
-    /// Entries of the submission queue that the connection has receives for.
+    /// Most entries that the submission queue may have: as many as the connection has receives for,
+    /// or as are granted at all where it learns of them only by Connect (TCP).
     pub entries: u16,
 }
 

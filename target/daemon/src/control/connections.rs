@@ -20,7 +20,7 @@ pub(crate) struct Connection {
     pub(crate) entries: u16,
     /// Its Connect was accepted.
     pub(crate) bound: bool,
-    /// It is to be closed as soon as its core has taken it.
+    /// It is to be closed, as soon as its core has taken it.
     pub(crate) doomed: bool,
 }
 

@@ -189,6 +189,10 @@ fn add(
     // Whoever opens connections and says nothing makes room for those who say something.
     if let Some(oldest) = connections.oldest_unbound(Transport::Tcp, MAX_UNBOUND_TCP) {
         tracing::warn!(key = oldest, "closed: too many connections wait for their Connect");
+        // It is not there for the next one to close: each that comes closes another.
+        if let Some(connection) = connections.get_mut(oldest) {
+            connection.doomed = true;
+        }
         actions.push(Action::Close(oldest));
     }
     let core = connections.least_loaded();
@@ -280,5 +284,14 @@ mod tests {
             }
         }
         assert_eq!((hosts.len(), &closed[..]), (MAX_UNBOUND_TCP + 1, &[1][..]));
+        // Cores take their time to close: each that comes makes room by another one.
+        for _ in 0..3 {
+            hosts.push(TcpStream::connect(address).unwrap());
+            closed.extend(accept(&mut tcp, &mut connections).iter().filter_map(|it| match it {
+                Action::Close(key) => Some(*key),
+                Action::Tell(..) => None,
+            }));
+        }
+        assert_eq!(closed, [1, 2, 3, 4]);
     }
 }
