@@ -11,7 +11,7 @@ use bdev::{Busy, Completion, Completions, Geometry, Io, Op};
 use nvme_spec::nvm::DsmRange;
 use nvme_spec::status::Status;
 
-use crate::media::Media;
+use crate::media::{Media, PAGE_BYTES};
 use crate::random::Random;
 use crate::store::{Fates, Store};
 
@@ -86,6 +86,8 @@ pub(crate) struct Device {
     pub(crate) config: DeviceConfig,
     pub(crate) store: Store,
     pub(crate) channels: Vec<Queue>,
+    /// Completes everything at the next poll.
+    pub(crate) hurries: bool,
     /// The next write's number.
     next_write: u64,
 }
@@ -126,7 +128,7 @@ impl Device {
 
     /// A device over what another one left behind.
     pub(crate) fn over(config: DeviceConfig, store: Store) -> Self {
-        Self { config, store, channels: Vec::new(), next_write: 1 }
+        Self { config, store, channels: Vec::new(), hurries: false, next_write: 1 }
     }
 
     /// What the process's death would leave: everything completed, and of what is in flight
@@ -179,7 +181,8 @@ impl Device {
             2 => Transfer::Piecewise,
             _ => Transfer::AtCompletion,
         };
-        let (write, due) = (self.next_write, queue.polls + patience(random));
+        let patience = if self.hurries { 0 } else { patience(random) };
+        let (write, due) = (self.next_write, queue.polls + patience);
         self.next_write += 1;
         let mut flight = InFlight { io, write, submitted: now, due, pending: sectors, transfer };
         if let (Op::Read, Some(span)) = (io.op, io.buffer) {
@@ -313,10 +316,16 @@ impl InFlight {
     fn read(&self, store: &Store) {
         let Some(span) = self.io.buffer else { return };
         let sector_bytes = store.sector_bytes();
-        let mut bytes = vec![0; sector_bytes as usize];
-        for index in 0..self.io.block_count {
-            store.read(self.io.slba + u64::from(index), &mut bytes);
-            span.write(index * sector_bytes, &bytes);
+        let (mut page, mut index) = ([0; PAGE_BYTES], 0);
+        let sectors = PAGE_BYTES as u32 / sector_bytes;
+        while index < self.io.block_count {
+            let sector = self.io.slba + u64::from(index);
+            let to_page_end = sectors - (sector % u64::from(sectors)) as u32;
+            let count = to_page_end.min(self.io.block_count - index);
+            let bytes = &mut page[..(count * sector_bytes) as usize];
+            store.read(sector, bytes);
+            span.write(index * sector_bytes, bytes);
+            index += count;
         }
     }
 

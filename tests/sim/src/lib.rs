@@ -8,14 +8,21 @@
 //! thread; what true concurrency does is for loom.
 #![forbid(unsafe_code)]
 
+mod check;
 mod device;
+mod history;
 mod media;
 mod memory;
+mod model;
+mod pattern;
 mod random;
 mod store;
 mod world;
 
+pub use check::Check;
 pub use device::{Deallocated, DeviceConfig, Faults};
 pub use memory::Memory;
+pub use model::{Model, Operation, Violation};
+pub use pattern::Found;
 pub use random::{Random, mix};
 pub use world::{End, Image, Watch, World};

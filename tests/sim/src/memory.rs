@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use dma::limits::MAX_BLOCK_BYTES;
 use dma::{Arena, DmaSpan, Pool};
 
 thread_local! {
@@ -10,32 +11,29 @@ thread_local! {
     static IDLE: RefCell<Vec<&'static Arena>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An arena of this thread's. It goes back when this is dropped, and by then nothing may be in
+/// Arenas of this thread's. They go back when this is dropped, and by then nothing may be in
 /// flight in a world that goes on.
 #[derive(Debug)]
 pub struct Memory {
-    arena: &'static Arena,
-    pool_bytes: usize,
+    /// What is carved for good: it goes back whole, and zero.
+    pools: &'static Arena,
+    /// Sizes of pools that were not taken yet.
+    sizes: Vec<usize>,
+    /// The harness's own, never given back.
     span: DmaSpan,
-    pools: usize,
+    own: &'static Arena,
 }
 
 impl Memory {
-    /// Memory for so many pools of `pool_bytes`, and a span of `span_bytes` for the harness; both
+    /// Memory for pools of these sizes, and a span of `span_bytes` for the harness; all of them
     /// powers of two.
     ///
     /// # Panics
     /// The machine has no memory left.
-    pub fn new(pools: usize, pool_bytes: usize, span_bytes: usize) -> Self {
-        assert!(pool_bytes.is_power_of_two() && span_bytes.is_power_of_two());
-        let bytes = pools * pool_bytes + span_bytes;
-        let idle = IDLE.with_borrow_mut(|idle| {
-            let fits = idle.iter().position(|arena| arena.bytes() == bytes);
-            fits.map(|at| idle.swap_remove(at))
-        });
-        let arena = idle.unwrap_or_else(|| Arena::plain_pages(bytes).expect("memory for an arena"));
-        let span = arena.carve(span_bytes, 1).expect("an arena that nobody uses");
-        Self { arena, pool_bytes, span, pools }
+    pub fn new(sizes: &[usize], span_bytes: usize) -> Self {
+        let (pools, own) = (take(sizes.iter().sum()), take(span_bytes));
+        let span = own.at_iova(own.iova(), span_bytes as u32).expect("the arena has itself");
+        Self { pools, sizes: sizes.to_vec(), span, own }
     }
 
     /// The harness's own span.
@@ -46,23 +44,29 @@ impl Memory {
     /// The pools, once.
     ///
     /// # Panics
-    /// They were taken already.
+    /// The sizes were no powers of two, or the largest was not first.
     pub fn pools(&mut self) -> Vec<Pool> {
-        let count = std::mem::take(&mut self.pools);
-        assert!(count > 0, "pools taken twice");
-        let pool = |_| Pool::new(self.arena, self.pool_bytes, self.pool_bytes);
-        (0..count).map(pool).collect::<Result<_, _>>().expect("sizes add up to the arena")
+        let pool = |bytes: usize| {
+            Pool::new(self.pools, bytes, bytes.min(MAX_BLOCK_BYTES)).expect("it adds up")
+        };
+        std::mem::take(&mut self.sizes).into_iter().map(pool).collect()
     }
+}
+
+fn take(bytes: usize) -> &'static Arena {
+    let bytes = bytes.next_multiple_of(4096);
+    let idle = IDLE.with_borrow_mut(|idle| {
+        let fits = idle.iter().position(|arena| arena.bytes() == bytes);
+        fits.map(|at| idle.swap_remove(at))
+    });
+    idle.unwrap_or_else(|| Arena::plain_pages(bytes).expect("memory for an arena"))
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // The pools carved what was left of the arena, for good; it goes back whole.
-        if self.pools > 0 {
-            drop(self.pools());
-        }
-        let whole = self.arena.at_iova(self.arena.iova(), self.arena.bytes() as u32);
-        self.arena.give_back(whole.expect("the arena has itself"));
-        IDLE.with_borrow_mut(|idle| idle.push(self.arena));
+        drop(self.pools());
+        let whole = self.pools.at_iova(self.pools.iova(), self.pools.bytes() as u32);
+        self.pools.give_back(whole.expect("the arena has itself"));
+        IDLE.with_borrow_mut(|idle| idle.extend([self.pools, self.own]));
     }
 }

@@ -38,11 +38,16 @@ impl Store {
         self.sector_bytes
     }
 
-    /// What a read finds in a sector: its newest value.
+    /// What a read finds from a sector on: the newest values. The bytes lie in one page.
     pub(crate) fn read(&self, sector: u64, bytes: &mut [u8]) {
-        match self.cache.get(&sector).and_then(|versions| versions.last()) {
-            Some(version) => bytes.copy_from_slice(version.bytes(self.sector_bytes)),
-            None => self.media.read(sector * u64::from(self.sector_bytes), bytes),
+        let size = self.sector_bytes as usize;
+        self.media.read(sector * size as u64, bytes);
+        let end = sector + (bytes.len() / size) as u64;
+        for (&at, versions) in self.cache.range(sector..end) {
+            if let Some(version) = versions.last() {
+                let start = (at - sector) as usize * size;
+                bytes[start..start + size].copy_from_slice(version.bytes(self.sector_bytes));
+            }
         }
     }
 

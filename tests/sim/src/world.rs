@@ -134,6 +134,12 @@ impl World {
         self.state().image(end)
     }
 
+    /// Devices complete everything at the next poll, or take their time again: for what is not
+    /// attacked.
+    pub fn hurry(&self, hurries: bool) {
+        self.state().devices.iter_mut().for_each(|device| device.hurries = hurries);
+    }
+
     /// From now on nothing completes: what is above the devices can be dropped, and changes
     /// nothing any more.
     pub fn halt(&self) {

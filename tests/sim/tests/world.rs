@@ -20,7 +20,7 @@ struct User {
 
 impl User {
     fn new(world: &World) -> Self {
-        let memory = Memory::new(1, 4096, 64 << 10);
+        let memory = Memory::new(&[4096], 64 << 10);
         let span = memory.span();
         let channel = world.devices()[0].open_channel(0).unwrap();
         Self { channel, span, next_tag: 0, _memory: memory }
