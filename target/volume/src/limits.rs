@@ -21,3 +21,37 @@ pub const MAX_DEVICE_CLUSTERS: u32 = 1 << DEVICE_SHIFT;
 
 const _: () = assert!(CLUSTER_BLOCKS == 16, "masks of blocks are u16");
 const _: () = assert!((MAX_DEVICES as u64) << DEVICE_SHIFT == 1 << 32);
+
+/// I/Os that a lane has in flight.
+pub const LANE_REQUESTS: usize = 1024;
+/// Messages besides I/Os between a lane and the owner.
+pub const OWNER_MESSAGES: usize = 64;
+/// Journal blocks in flight.
+pub const JOURNAL_DEPTH: usize = 8;
+/// Bytes of each copy of the journal at most, and at least.
+pub const MAX_JOURNAL_BYTES: u64 = 128 << 20;
+/// See [`MAX_JOURNAL_BYTES`].
+pub const MIN_JOURNAL_BYTES: u64 = 256 << 10;
+/// Pages of a checkpoint in flight, in writes.
+pub const CHECKPOINT_DEPTH: usize = 16;
+/// Bytes of one write of a checkpoint at most.
+pub const CHECKPOINT_WRITE_BYTES: u32 = CLUSTER_BYTES;
+/// Leaves that are taken apart or cleared in one turn.
+pub const LEAVES_PER_TURN: usize = 4;
+/// Journal blocks in memory: those in flight, and those that wait for them.
+pub const JOURNAL_BUFFERS: usize = 4 * JOURNAL_DEPTH;
+/// Journal blocks that the records of one I/O take at most.
+pub const RECORDS_MARGIN: u64 = 6;
+/// Journal blocks that first touches leave to everything else.
+pub const JOURNAL_MARGIN: u64 = 24;
+/// Largest I/O on a volume in bytes.
+pub const MAX_IO_BYTES: u32 = 4 << 20;
+/// Open records that begin a closing, whether somebody waits for it or not.
+pub const MAX_OPEN: usize = 8192;
+
+// A record of a whole cluster takes 16 + 16 * 8 bytes.
+const _: () = assert!(
+    (MAX_IO_BYTES / CLUSTER_BYTES + 1) as u64 * 144 <= (RECORDS_MARGIN - 2) * (4096 - 64 - 144)
+);
+const _: () = assert!(2 * RECORDS_MARGIN < JOURNAL_BUFFERS as u64);
+const _: () = assert!(JOURNAL_MARGIN + RECORDS_MARGIN < MIN_JOURNAL_BYTES / 4096 / 2);
