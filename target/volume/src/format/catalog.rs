@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
     CHILDREN_PAGES, Extent, ExtentRaw, FormatError, PAGE_BYTES, Part, U32, check_length,
-    decode_name, encode_name, is_name, pad_to_page,
+    decode_name, encode_name, is_name, pad_to_page, wrong_length,
 };
 use crate::limits::{
     MAX_DESCRIPTION_BYTES, MAX_DESCRIPTOR_PAGES, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES,
@@ -64,7 +64,7 @@ impl Catalog {
     pub fn decode(bytes: &[u8]) -> Result<Catalog, FormatError> {
         let part = Part::Catalog;
         let Ok((header, rest)) = HeaderRaw::ref_from_prefix(bytes) else {
-            return Err(FormatError::Length { part, bytes: bytes.len(), expected: PAGE_BYTES });
+            return Err(wrong_length(part, bytes, PAGE_BYTES));
         };
         if header.magic != MAGIC {
             return Err(FormatError::Magic { part, found: u64::from_be_bytes(header.magic) });
@@ -72,10 +72,10 @@ impl Catalog {
         let count = header.count.get() as usize;
         let expected =
             (size_of::<HeaderRaw>() + count * size_of::<EntryRaw>()).next_multiple_of(PAGE_BYTES);
-        check_length(part, bytes, expected)?;
         let Ok((raw, _)) = <[EntryRaw]>::ref_from_prefix_with_elems(rest, count) else {
-            return Err(FormatError::Length { part, bytes: bytes.len(), expected });
+            return Err(wrong_length(part, bytes, expected));
         };
+        check_length(part, bytes, expected)?;
         let mut seen = BTreeSet::new();
         let mut volumes = Vec::with_capacity(count);
         for (index, raw) in raw.iter().enumerate() {
@@ -153,7 +153,7 @@ impl VolumeDescriptor {
     pub fn decode(bytes: &[u8]) -> Result<VolumeDescriptor, FormatError> {
         let part = Part::Descriptor;
         let Ok((length, rest)) = U32::ref_from_prefix(bytes) else {
-            return Err(FormatError::Length { part, bytes: bytes.len(), expected: PAGE_BYTES });
+            return Err(wrong_length(part, bytes, PAGE_BYTES));
         };
         let Some(json) = rest.get(..length.get() as usize) else {
             let value = length.get().into();

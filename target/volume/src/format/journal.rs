@@ -1,25 +1,23 @@
 //! Blocks of the journal, and the records in them.
 //!
-//! A block is written once, whole: 48 bytes of header, records one behind the other, zeroes, and the
-//! CRC-64 of all that. A record is known by the sequence number of its block and its index there.
+//! A block is written once, whole: 48 bytes of header, records one behind the other, zeroes, and
+//! the CRC-64 of all that. A record is known by its block's sequence number and its index there.
 
 use uuid::Uuid;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
-    FormatError, PAGE_BYTES, Part, U16, U32, U64, check_length, check_own_crc, is_data_cluster,
-    put_own_crc,
+    CHECKED_BYTES, FormatError, PAGE_BYTES, Part, U16, U32, U64, check_crc, is_data_cluster,
+    put_own_crc, wrong_length,
 };
 use crate::limits::{MAX_CHANGE_BYTES, MAX_VOLUME_BLOCKS, MAX_VOLUME_CLUSTERS};
 
 /// Bytes of records that a block has room for.
-pub const RECORD_BYTES: usize = RECORDS_END - RECORDS_AT;
+pub const RECORD_BYTES: usize = CHECKED_BYTES - RECORDS_AT;
 
 const MAGIC: [u8; 4] = *b"FBJ1";
 /// Where records begin.
 const RECORDS_AT: usize = size_of::<HeaderRaw>();
-/// Where they end at the latest: the CRC follows.
-const RECORDS_END: usize = PAGE_BYTES - size_of::<U64>();
 
 const MAP: u8 = 1;
 const CLEAR: u8 = 2;
@@ -193,7 +191,7 @@ impl BlockBuilder {
     fn put(&mut self, head: &[u8], tail: &[u8]) -> Result<u16, Full> {
         let middle = self.end + head.len();
         let end = middle + tail.len();
-        if end > RECORDS_END {
+        if end > CHECKED_BYTES {
             return Err(Full);
         }
         self.bytes[self.end..middle].copy_from_slice(head);
@@ -211,14 +209,14 @@ pub fn decode_block<'a>(
     incarnation: u64,
 ) -> Result<(BlockHeader, Records<'a>), FormatError> {
     let part = Part::JournalBlock;
-    check_length(part, bytes, PAGE_BYTES)?;
-    let Ok((raw, rest)) = HeaderRaw::ref_from_prefix(bytes) else {
-        return Err(FormatError::Length { part, bytes: bytes.len(), expected: PAGE_BYTES });
+    let Ok(block) = BlockRaw::ref_from_bytes(bytes) else {
+        return Err(wrong_length(part, bytes, PAGE_BYTES));
     };
+    let raw = &block.header;
     if raw.magic != MAGIC {
         return Err(FormatError::Magic { part, found: u32::from_be_bytes(raw.magic).into() });
     }
-    check_own_crc(part, bytes)?;
+    check_crc(part, &bytes[..CHECKED_BYTES], block.crc.get())?;
     let header = BlockHeader {
         pool: Uuid::from_bytes(raw.pool),
         incarnation: raw.incarnation.get(),
@@ -240,11 +238,10 @@ pub fn decode_block<'a>(
     if header.closed_up_to > header.sequence {
         return Err(field("closed_up_to", 24, header.closed_up_to));
     }
-    let used = usize::from(header.used);
-    if used > RECORD_BYTES {
+    let Some(bytes) = block.records.get(..usize::from(header.used)) else {
         return Err(field("used", 4, header.used));
-    }
-    Ok((header, Records { bytes: &rest[..used], at: RECORDS_AT, left: header.records }))
+    };
+    Ok((header, Records { bytes, at: RECORDS_AT, left: header.records }))
 }
 
 /// The records of a block in order. It ends behind the first one that makes no sense.
@@ -381,6 +378,14 @@ struct HeaderRaw {
     pool: [u8; 16],
 }
 
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct BlockRaw {
+    header: HeaderRaw,
+    records: [u8; RECORD_BYTES],
+    crc: U64,
+}
+
 /// One CRC-64 for each bit of the mask follows.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -422,7 +427,7 @@ struct ChangeRaw {
     bytes: U16,
 }
 
-const _: () = assert!(size_of::<HeaderRaw>() == 48);
+const _: () = assert!(size_of::<BlockRaw>() == PAGE_BYTES && size_of::<HeaderRaw>() == 48);
 const _: () = assert!(size_of::<MapRaw>() == 16 && size_of::<ClearRaw>() == 24);
 const _: () = assert!(size_of::<CancelRaw>() == 16 && size_of::<ChangeRaw>() == 4);
 const _: () = assert!(size_of::<ChangeRaw>() + MAX_CHANGE_BYTES <= RECORD_BYTES);

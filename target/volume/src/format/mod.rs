@@ -91,11 +91,7 @@ impl Extent {
     /// Checks that `bytes` are what this extent was made of.
     pub fn verify(&self, part: Part, bytes: &[u8]) -> Result<(), FormatError> {
         check_length(part, bytes, self.bytes())?;
-        let found = crc64(bytes);
-        if found != self.crc {
-            return Err(FormatError::Checksum { part, found, expected: self.crc });
-        }
-        Ok(())
+        check_crc(part, bytes, self.crc)
     }
 
     /// Whether it is absent, or pages of one device that are not in its first cluster, which
@@ -154,27 +150,26 @@ fn is_data_cluster(cluster: u32) -> bool {
     cluster & ((1 << DEVICE_SHIFT) - 1) != 0
 }
 
-fn check_length(part: Part, bytes: &[u8], expected: usize) -> Result<(), FormatError> {
-    if bytes.len() != expected {
-        return Err(FormatError::Length { part, bytes: bytes.len(), expected });
-    }
-    Ok(())
+fn wrong_length(part: Part, bytes: &[u8], expected: usize) -> FormatError {
+    FormatError::Length { part, bytes: bytes.len(), expected }
 }
 
-/// Checks the CRC-64 that stands in the last 8 bytes of a page and is of all before.
-fn check_own_crc(part: Part, bytes: &[u8]) -> Result<(), FormatError> {
-    let (body, own) = bytes.split_at(PAGE_BYTES - size_of::<U64>());
-    let found = crc64(body);
-    match U64::read_from_bytes(own) {
-        Ok(expected) if expected.get() == found => Ok(()),
-        Ok(expected) => Err(FormatError::Checksum { part, found, expected: expected.get() }),
-        Err(_) => Err(FormatError::Length { part, bytes: bytes.len(), expected: PAGE_BYTES }),
-    }
+fn check_length(part: Part, bytes: &[u8], expected: usize) -> Result<(), FormatError> {
+    if bytes.len() == expected { Ok(()) } else { Err(wrong_length(part, bytes, expected)) }
 }
+
+/// Checks bytes against the CRC-64 that was kept of them.
+fn check_crc(part: Part, bytes: &[u8], expected: u64) -> Result<(), FormatError> {
+    let found = crc64(bytes);
+    if found == expected { Ok(()) } else { Err(FormatError::Checksum { part, found, expected }) }
+}
+
+/// Bytes of a page that ends with its own CRC: all before.
+const CHECKED_BYTES: usize = PAGE_BYTES - size_of::<U64>();
 
 /// Puts the CRC-64 of all before into the last 8 bytes of a page.
 fn put_own_crc(bytes: &mut [u8; PAGE_BYTES]) {
-    let (body, own) = bytes.split_at_mut(PAGE_BYTES - size_of::<U64>());
+    let (body, own) = bytes.split_at_mut(CHECKED_BYTES);
     own.copy_from_slice(&crc64(body).to_le_bytes());
 }
 

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     Extent, ExtentRaw, FormatError, PAGE_BYTES, Part, U32, U64, check_length, is_data_cluster,
-    pad_to_page,
+    pad_to_page, wrong_length,
 };
 use crate::limits::{FANOUT, LEAF_ENTRIES, MAX_LEAF_PAGES};
 
@@ -67,7 +67,7 @@ pub fn decode_leaf(
 ) -> Result<(Box<[u64; LEAF_ENTRIES]>, Vec<[u32; 16]>), FormatError> {
     let part = Part::Leaf;
     let Ok((words, rest)) = <[U64; LEAF_ENTRIES]>::ref_from_prefix(bytes) else {
-        return Err(FormatError::Length { part, bytes: bytes.len(), expected: PAGE_BYTES });
+        return Err(wrong_length(part, bytes, PAGE_BYTES));
     };
     let mut entries = Box::new([0; LEAF_ENTRIES]);
     let mut scattered = 0;
@@ -89,10 +89,10 @@ pub fn decode_leaf(
     }
     let count = scattered as usize;
     let expected = (PAGE_BYTES + count * LINE_BYTES).next_multiple_of(PAGE_BYTES);
-    check_length(part, bytes, expected)?;
     let Ok((raw, padding)) = <[[U32; 16]]>::ref_from_prefix_with_elems(rest, count) else {
-        return Err(FormatError::Length { part, bytes: bytes.len(), expected });
+        return Err(wrong_length(part, bytes, expected));
     };
+    check_length(part, bytes, expected)?;
     let lines: Vec<[u32; 16]> = raw.iter().map(|line| line.map(U32::get)).collect();
     for (index, &cluster) in lines.as_flattened().iter().enumerate() {
         if cluster != 0 && !is_data_cluster(cluster) {
@@ -121,8 +121,7 @@ pub fn encode_children(children: &[Extent; FANOUT], out: &mut Vec<u8>) {
 /// Reads and checks the children of a directory or root, which `part` says.
 pub fn decode_children(part: Part, bytes: &[u8]) -> Result<Box<[Extent; FANOUT]>, FormatError> {
     let Ok(raw) = <[ExtentRaw; FANOUT]>::ref_from_bytes(bytes) else {
-        let expected = CHILDREN_PAGES * PAGE_BYTES;
-        return Err(FormatError::Length { part, bytes: bytes.len(), expected });
+        return Err(wrong_length(part, bytes, CHILDREN_PAGES * PAGE_BYTES));
     };
     // The children of a root are directories, which have one size.
     let (least, most) = match part {

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
-    Extent, ExtentRaw, FormatError, PAGE_BYTES, Part, U32, U64, check_length, check_own_crc,
-    decode_name, encode_name, is_data_cluster, put_own_crc,
+    CHECKED_BYTES, Extent, ExtentRaw, FormatError, PAGE_BYTES, Part, U32, U64, check_crc,
+    decode_name, encode_name, is_data_cluster, put_own_crc, wrong_length,
 };
 use crate::limits::{
     CLUSTER_BLOCKS, DEVICE_SHIFT, MAX_DEVICE_CLUSTERS, MAX_DEVICES, MAX_JOURNAL_BLOCKS,
@@ -162,19 +162,14 @@ impl Superblock {
 
     /// Reads and checks the bytes of one place.
     pub fn decode(bytes: &[u8]) -> Result<Superblock, FormatError> {
-        check_length(Part::Superblock, bytes, PAGE_BYTES)?;
+        let part = Part::Superblock;
         let Ok(raw) = SuperblockRaw::ref_from_bytes(bytes) else {
-            return Err(FormatError::Length {
-                part: Part::Superblock,
-                bytes: bytes.len(),
-                expected: PAGE_BYTES,
-            });
+            return Err(wrong_length(part, bytes, PAGE_BYTES));
         };
         if raw.magic != MAGIC {
-            let found = u64::from_be_bytes(raw.magic);
-            return Err(FormatError::Magic { part: Part::Superblock, found });
+            return Err(FormatError::Magic { part, found: u64::from_be_bytes(raw.magic) });
         }
-        check_own_crc(Part::Superblock, bytes)?;
+        check_crc(part, &bytes[..CHECKED_BYTES], raw.crc.get())?;
         // These stay where they are in every version, so that any release can say why it refuses.
         if raw.version.get() != VERSION {
             return Err(FormatError::Version { version: raw.version.get(), known: VERSION });
