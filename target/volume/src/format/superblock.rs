@@ -261,6 +261,12 @@ impl JournalArea {
         self.blocks.div_ceil(CLUSTER_BLOCKS)
     }
 
+    /// The page of the block with this sequence number: the area is a ring.
+    pub fn page(&self, sequence: u64) -> u64 {
+        let first = u64::from(self.first_cluster) * u64::from(CLUSTER_BLOCKS);
+        first + sequence % u64::from(self.blocks)
+    }
+
     fn to_raw(self) -> JournalAreaRaw {
         JournalAreaRaw {
             first_cluster: U32::new(self.first_cluster),
