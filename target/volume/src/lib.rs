@@ -6,4 +6,5 @@
 //! What it does not do: mirroring, checksums of data at rest, compression, encryption, quotas.
 #![forbid(unsafe_code)]
 
+pub mod format;
 pub mod limits;

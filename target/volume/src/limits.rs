@@ -55,3 +55,35 @@ const _: () = assert!(
 );
 const _: () = assert!(2 * RECORDS_MARGIN < JOURNAL_BUFFERS as u64);
 const _: () = assert!(JOURNAL_MARGIN + RECORDS_MARGIN < MIN_JOURNAL_BYTES / 4096 / 2);
+/// Bytes of the largest volume.
+pub const MAX_VOLUME_BYTES: u64 = MAX_VOLUME_CLUSTERS as u64 * CLUSTER_BYTES as u64;
+/// Blocks of the largest volume.
+pub const MAX_VOLUME_BLOCKS: u64 = MAX_VOLUME_BYTES / BLOCK_BYTES as u64;
+/// Blocks of each copy of the journal: 256 MiB.
+pub const MAX_JOURNAL_BLOCKS: u32 = (256 << 20) / BLOCK_BYTES;
+/// Bytes of a change of the catalog in the journal.
+pub const MAX_CHANGE_BYTES: usize = 3584;
+/// Pages of a leaf: its entries, and a line of 64 bytes for each where all are scattered.
+pub const MAX_LEAF_PAGES: u32 = 1 + (LEAF_ENTRIES * 64) as u32 / BLOCK_BYTES;
+/// Pages of a volume's descriptor.
+pub const MAX_DESCRIPTOR_PAGES: u32 = 16;
+/// Bytes of the name of a pool, volume or snapshot.
+pub const MAX_NAME_BYTES: usize = 63;
+/// Labels of a volume.
+pub const MAX_LABELS: usize = 64;
+/// Bytes of a label's key.
+pub const MAX_LABEL_KEY_BYTES: usize = 63;
+/// Bytes of a label's value.
+pub const MAX_LABEL_VALUE_BYTES: usize = 255;
+/// Bytes of a volume's description.
+pub const MAX_DESCRIPTION_BYTES: usize = 1024;
+
+// JSON writes a byte of text as two at most, as there are no control characters but in descriptions
+// (tab and newline, which are two as well). 1024 bytes are ample for what has a fixed size.
+const _: () = assert!(
+    2 * (MAX_LABELS * (MAX_LABEL_KEY_BYTES + MAX_LABEL_VALUE_BYTES + 3)
+        + MAX_DESCRIPTION_BYTES
+        + MAX_NAME_BYTES)
+        + 1024
+        <= MAX_DESCRIPTOR_PAGES as usize * BLOCK_BYTES as usize
+);
