@@ -101,13 +101,19 @@ impl Lane {
         self.owner.is_some()
     }
 
-    /// Asks the owner for something; the answer comes by [`Lane::next_reply`] with the same `id`.
+    /// Asks the owner for something, at `now_s` seconds since 1970; the answer comes by
+    /// [`Lane::next_reply`] with the same `id`.
     ///
     /// # Panics
     /// This is not the owner's lane.
-    pub fn call(&mut self, id: u64, call: Call) {
+    pub fn call(&mut self, id: u64, call: Call, now_s: u64) {
         let Some(owner) = &mut self.owner else { panic!("a call on a lane without the owner") };
-        owner.handle_call(id, call);
+        owner.handle_call(id, call, now_s);
+    }
+
+    /// The pool's name, if it takes no writes any more because it cannot write its journal.
+    pub(crate) fn broken_pool(&self) -> Option<String> {
+        self.owner.as_ref()?.broken_pool()
     }
 
     /// The next answer to a call.

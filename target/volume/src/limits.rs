@@ -87,3 +87,5 @@ const _: () = assert!(
         + 1024
         <= MAX_DESCRIPTOR_PAGES as usize * BLOCK_BYTES as usize
 );
+/// Clusters of the smallest device of a pool: 2 MiB.
+pub const MIN_DEVICE_CLUSTERS: u32 = 32;

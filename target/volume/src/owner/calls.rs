@@ -88,8 +88,6 @@ pub struct CreateVolume {
     pub labels: BTreeMap<String, String>,
     /// For people.
     pub description: String,
-    /// Seconds since 1970.
-    pub created_s: u64,
 }
 
 /// An answer.
@@ -182,8 +180,10 @@ pub(super) struct Calls {
     /// Journal block that has to be closed, and volumes that have to be settled, first.
     waiting: Vec<Waiting>,
     replies: VecDeque<(u64, Result<Reply, VolumeError>)>,
-    /// For the checkpoint that is asked for, and the one that is going.
+    /// Who waits for the next checkpoint.
     pub checkpoints: Vec<u64>,
+    /// Of the last call, in seconds since 1970.
+    now_s: u64,
 }
 
 #[derive(Debug)]
@@ -208,7 +208,8 @@ type Outcome = Result<Option<Reply>, VolumeError>;
 
 impl Owner {
     /// Takes a call; the answer comes by [`Owner::next_reply`].
-    pub(crate) fn handle_call(&mut self, id: u64, call: Call) {
+    pub(crate) fn handle_call(&mut self, id: u64, call: Call, now_s: u64) {
+        self.calls.now_s = now_s;
         self.calls.queue.push_back((id, call));
     }
 
@@ -515,7 +516,7 @@ impl Owner {
             bytes: create.bytes,
             labels: create.labels.clone(),
             description: create.description.clone(),
-            created_s: create.created_s,
+            created_s: self.calls.now_s,
             group: None,
             root: Extent::default(),
         };
@@ -540,6 +541,7 @@ impl Owner {
             read_only: kind == VolumeKind::Snapshot,
             labels: BTreeMap::new(),
             description: String::new(),
+            created_s: self.calls.now_s,
             group: None,
             root: Extent::default(),
             ..source.clone()

@@ -23,6 +23,7 @@ pub(crate) struct Position {
 
 pub(crate) struct Journal {
     areas: [JournalArea; 2],
+    pool: Uuid,
     /// Of the block that is being filled; its sequence number is `next`.
     builder: BlockBuilder,
     next: u64,
@@ -57,6 +58,7 @@ impl Journal {
         assert!(buffers.len() == JOURNAL_BUFFERS && next > 0);
         Self {
             areas,
+            pool,
             builder: BlockBuilder::new(pool, incarnation, next),
             next,
             start: next,
@@ -70,6 +72,17 @@ impl Journal {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Takes no records any more.
+    pub(crate) fn set_broken(&mut self) {
+        self.broken = true;
+    }
+
+    /// Goes on behind what was replayed.
+    pub(crate) fn restart(&mut self, incarnation: u64, next: u64) {
+        self.builder = BlockBuilder::new(self.pool, incarnation, next);
+        (self.next, self.start, self.closed_up_to) = (next, next, next - 1);
     }
 
     /// Sequence number of the block that the next record goes into.
@@ -183,7 +196,7 @@ impl Journal {
 /// Where a block of this number goes in an area.
 pub(crate) fn place(area: &JournalArea, sequence: u64) -> Place {
     let block = (sequence % u64::from(area.blocks)) as u32;
-    let cluster = area.cluster + block / CLUSTER_BLOCKS;
+    let cluster = area.first_cluster + block / CLUSTER_BLOCKS;
     Place { cluster, offset: block % CLUSTER_BLOCKS * PAGE_BYTES as u32 }
 }
 

@@ -9,6 +9,7 @@ mod clear;
 mod closing;
 mod info;
 mod journal;
+mod load;
 mod planted;
 pub(crate) mod recover;
 mod releases;
@@ -20,12 +21,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bdev::{Io, Op};
-use dma::Pool as Memory;
+use dma::{DmaBuffer, Pool as Memory};
 use nvme_spec::status::Status;
 
 use crate::devices::{Devices, Token};
 use crate::epoch::LaneEpoch;
-use crate::format::{Extent, Superblock};
+use crate::format::{CatalogEntry, Extent, Superblock};
 use crate::limits::LEAVES_PER_TURN;
 use crate::map::{Release, Root, Tree};
 use crate::pieces::Pieces;
@@ -62,6 +63,19 @@ pub(crate) struct Origin {
     pub slot: u32,
 }
 
+impl Origin {
+    /// As a lane: the owner itself; the slot is then the write that this one is a part of.
+    pub(crate) const PARENT: u32 = u32::MAX;
+}
+
+/// A volume that stays closed.
+pub(crate) struct Damaged {
+    pub entry: CatalogEntry,
+    pub why: String,
+    /// What could be read of its map; its clusters are not given to others.
+    pub root: Option<Root>,
+}
+
 /// See the module.
 pub(crate) struct Owner {
     shared: Arc<Shared>,
@@ -74,6 +88,8 @@ pub(crate) struct Owner {
     checkpoint: Checkpoint,
     superblock: Superblock,
     volumes: BTreeMap<u32, Volume>,
+    damaged: Vec<Damaged>,
+    last_head: u64,
     /// Trees that are being taken apart, and the journal block that says so.
     dismantling: VecDeque<(Root, u64)>,
     writes: Vec<Write>,
@@ -99,6 +115,9 @@ pub(crate) struct Owner {
     freezing: Option<Freezing>,
     /// Pages of the checkpoint on disk that the next one does not need.
     old_pages: Vec<Extent>,
+    /// Room for the largest node, so that no node is taken for a checkpoint that has no place.
+    spare_pages: Option<u64>,
+    zeroes: DmaBuffer,
     pieces: Pieces,
     released: Vec<Release>,
     bugs: Bugs,
@@ -150,7 +169,7 @@ impl Owner {
             Token::Fill(id) => self.handle_filled(id, status),
             Token::Journal(sequence) => self.journal.handle_written(sequence, status),
             Token::Close => self.handle_flushed(status),
-            Token::Checkpoint => self.checkpoint.handle_ended(status),
+            Token::Checkpoint(index) => self.handle_checkpoint(index, status),
             Token::Request(_) => unreachable!("the lane's"),
         }
     }
@@ -174,6 +193,11 @@ impl Owner {
         }
         self.journal.submit(context.devices);
         work
+    }
+
+    /// The pool's name, if it takes no writes any more.
+    pub(crate) fn broken_pool(&self) -> Option<String> {
+        self.journal.is_broken().then(|| self.superblock.name.clone())
     }
 
     /// The end of an I/O that a lane sent.
@@ -239,7 +263,8 @@ impl Owner {
                 Item::Blocks { cluster, .. } => self.untake_if_unused(cluster),
             }
         }
-        if freed > 0 && !self.wait_space.is_empty() {
+        let idle = self.releases.is_empty() && self.dismantling.is_empty();
+        if (freed > 0 || idle) && !self.wait_space.is_empty() {
             self.ready.extend(self.wait_space.drain(..));
         }
         freed
@@ -273,7 +298,11 @@ impl Owner {
         let write = &mut self.writes[id as usize];
         debug_assert!(write.outstanding == 0 && write.fills.is_empty() || !status.is_success());
         write.touches.clear();
-        self.finished.push_back((write.origin, status));
+        let origin = write.origin;
+        match origin.lane {
+            Origin::PARENT => self.handle_data(origin.slot, status),
+            _ => self.finished.push_back((origin, status)),
+        }
         self.vacant.push(id);
     }
 

@@ -13,7 +13,7 @@ use super::releases::Item;
 use super::{Context, Key, Origin, Owner, Planted};
 use crate::devices::{Place, Token};
 use crate::epoch::Tag;
-use crate::format::{Record, crc64};
+use crate::format::{Record, U64, crc64};
 use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS};
 use crate::map::Entry;
 use crate::pieces::{Part, parts};
@@ -359,7 +359,7 @@ impl Owner {
     }
 
     fn append_records(&mut self, write: &mut Write, buffer: DmaSpan) {
-        let mut crcs = [0; CLUSTER_BLOCKS as usize];
+        let mut crcs = [U64::ZERO; CLUSTER_BLOCKS as usize];
         for touch in &mut write.touches {
             let mut count = 0;
             for block in 0..CLUSTER_BLOCKS {
@@ -375,7 +375,7 @@ impl Owner {
                         buffer.subspan(at, BLOCK_BYTES)
                     }
                 };
-                crcs[count] = crc64(&span.read_obj::<[u8; BLOCK_BYTES as usize]>(0));
+                crcs[count] = crc64(&span.read_obj::<[u8; BLOCK_BYTES as usize]>(0)).into();
                 count += 1;
             }
             let position = self.journal.append(&Record::Map {
@@ -569,6 +569,35 @@ impl Owner {
         if let Some(tag) = self.writes[id as usize].epoch.take() {
             context.epoch.end_io(tag);
         }
+    }
+}
+
+impl Default for Write {
+    fn default() -> Self {
+        Self {
+            origin: Origin { lane: Origin::PARENT, slot: 0 },
+            volume: 0,
+            op: Op::Flush,
+            start: 0,
+            bytes: 0,
+            buffer: None,
+            status: Status::SUCCESS,
+            outstanding: 0,
+            head: 0,
+            touches: Vec::new(),
+            fills: Vec::new(),
+            last_record: None,
+            cancelled_in: None,
+            cursor: (0, 0),
+            epoch: None,
+        }
+    }
+}
+
+impl Write {
+    /// What was read to fill its partly written blocks has arrived.
+    pub(super) fn is_filled(&self) -> bool {
+        !self.fills.is_empty()
     }
 }
 
