@@ -21,3 +21,71 @@ pub const MAX_DEVICE_CLUSTERS: u32 = 1 << DEVICE_SHIFT;
 
 const _: () = assert!(CLUSTER_BLOCKS == 16, "masks of blocks are u16");
 const _: () = assert!((MAX_DEVICES as u64) << DEVICE_SHIFT == 1 << 32);
+
+/// I/Os that a lane has in flight.
+pub const LANE_REQUESTS: usize = 1024;
+/// Messages besides I/Os between a lane and the owner.
+pub const OWNER_MESSAGES: usize = 64;
+/// Journal blocks in flight.
+pub const JOURNAL_DEPTH: usize = 8;
+/// Bytes of each copy of the journal at most, and at least.
+pub const MAX_JOURNAL_BYTES: u64 = 128 << 20;
+/// See [`MAX_JOURNAL_BYTES`].
+pub const MIN_JOURNAL_BYTES: u64 = 256 << 10;
+/// Pages of a checkpoint in flight, in writes.
+pub const CHECKPOINT_DEPTH: usize = 16;
+/// Bytes of one write of a checkpoint at most.
+pub const CHECKPOINT_WRITE_BYTES: u32 = CLUSTER_BYTES;
+/// Leaves that are taken apart or cleared in one turn.
+pub const LEAVES_PER_TURN: usize = 4;
+/// Journal blocks in memory: those in flight, and those that wait for them.
+pub const JOURNAL_BUFFERS: usize = 4 * JOURNAL_DEPTH;
+/// Journal blocks that the records of one I/O take at most.
+pub const RECORDS_MARGIN: u64 = 6;
+/// Journal blocks that first touches leave to everything else.
+pub const JOURNAL_MARGIN: u64 = 24;
+/// Largest I/O on a volume in bytes.
+pub const MAX_IO_BYTES: u32 = 4 << 20;
+/// Open records that begin a closing, whether somebody waits for it or not.
+pub const MAX_OPEN: usize = 8192;
+
+// A record of a whole cluster takes 16 + 16 * 8 bytes.
+const _: () = assert!(
+    (MAX_IO_BYTES / CLUSTER_BYTES + 1) as u64 * 144 <= (RECORDS_MARGIN - 2) * (4096 - 64 - 144)
+);
+const _: () = assert!(2 * RECORDS_MARGIN < JOURNAL_BUFFERS as u64);
+const _: () = assert!(JOURNAL_MARGIN + RECORDS_MARGIN < MIN_JOURNAL_BYTES / 4096 / 2);
+/// Bytes of the largest volume.
+pub const MAX_VOLUME_BYTES: u64 = MAX_VOLUME_CLUSTERS as u64 * CLUSTER_BYTES as u64;
+/// Blocks of the largest volume.
+pub const MAX_VOLUME_BLOCKS: u64 = MAX_VOLUME_BYTES / BLOCK_BYTES as u64;
+/// Blocks of each copy of the journal: 256 MiB.
+pub const MAX_JOURNAL_BLOCKS: u32 = (256 << 20) / BLOCK_BYTES;
+/// Bytes of a change of the catalog in the journal.
+pub const MAX_CHANGE_BYTES: usize = 3584;
+/// Pages of a leaf: its entries, and a line of 64 bytes for each where all are scattered.
+pub const MAX_LEAF_PAGES: u32 = 1 + (LEAF_ENTRIES * 64) as u32 / BLOCK_BYTES;
+/// Pages of a volume's descriptor.
+pub const MAX_DESCRIPTOR_PAGES: u32 = 16;
+/// Bytes of the name of a pool, volume or snapshot.
+pub const MAX_NAME_BYTES: usize = 63;
+/// Labels of a volume.
+pub const MAX_LABELS: usize = 64;
+/// Bytes of a label's key.
+pub const MAX_LABEL_KEY_BYTES: usize = 63;
+/// Bytes of a label's value.
+pub const MAX_LABEL_VALUE_BYTES: usize = 255;
+/// Bytes of a volume's description.
+pub const MAX_DESCRIPTION_BYTES: usize = 1024;
+
+// JSON writes a byte of text as two at most, as there are no control characters but in descriptions
+// (tab and newline, which are two as well). 1024 bytes are ample for what has a fixed size.
+const _: () = assert!(
+    2 * (MAX_LABELS * (MAX_LABEL_KEY_BYTES + MAX_LABEL_VALUE_BYTES + 3)
+        + MAX_DESCRIPTION_BYTES
+        + MAX_NAME_BYTES)
+        + 1024
+        <= MAX_DESCRIPTOR_PAGES as usize * BLOCK_BYTES as usize
+);
+/// Clusters of the smallest device of a pool: 2 MiB.
+pub const MIN_DEVICE_CLUSTERS: u32 = 32;

@@ -1,0 +1,159 @@
+//! One core's channels to the devices of a pool.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bdev::{Channel, Completion, Completions, Io, Op};
+use dma::DmaSpan;
+use nvme_spec::status::Status;
+
+use crate::limits::{CLUSTER_BYTES, DEVICE_SHIFT, MAX_DEVICES};
+
+/// A place in the pool: a cluster and a byte in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub cluster: u32,
+    pub offset: u32,
+}
+
+impl Place {
+    /// Number of its device.
+    #[inline]
+    pub(crate) fn device(self) -> usize {
+        (self.cluster >> DEVICE_SHIFT) as usize
+    }
+
+    /// Byte on its device.
+    #[inline]
+    pub(crate) fn byte(self) -> u64 {
+        let cluster = self.cluster & ((1 << DEVICE_SHIFT) - 1);
+        u64::from(cluster) * u64::from(CLUSTER_BYTES) + u64::from(self.offset)
+    }
+}
+
+/// Who waits for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    /// A request of the lane.
+    Request(u32),
+    /// A write of the owner.
+    Write(u32),
+    /// What the owner reads to fill the rest of a block.
+    Fill(u32),
+    /// A copy of a journal block.
+    Journal(u64),
+    /// A flush for closing.
+    Close,
+    /// Pages of a checkpoint, by buffer; its flushes.
+    Checkpoint(u32),
+}
+
+struct Device {
+    channel: Box<dyn Channel>,
+    block_bytes: u32,
+    volatile: bool,
+    /// Taken from us, not yet by the channel.
+    backlog: VecDeque<Io>,
+}
+
+/// Channels, and who waits for what. I/Os beyond what a channel takes wait here, in order.
+pub(crate) struct Devices {
+    list: Vec<Option<Device>>,
+    tokens: Vec<Option<Token>>,
+    vacant: Vec<u32>,
+    in_flight: Vec<u32>,
+    completions: Completions,
+}
+
+impl Devices {
+    pub(crate) fn new() -> Self {
+        Self {
+            list: (0..MAX_DEVICES).map(|_| None).collect(),
+            tokens: Vec::new(),
+            vacant: Vec::new(),
+            in_flight: vec![0; MAX_DEVICES],
+            completions: Completions::with_capacity(64),
+        }
+    }
+
+    pub(crate) fn add(
+        &mut self,
+        index: usize,
+        channel: Box<dyn Channel>,
+        block_bytes: u32,
+        volatile: bool,
+    ) {
+        let backlog = VecDeque::new();
+        self.list[index] = Some(Device { channel, block_bytes, volatile, backlog });
+    }
+
+    /// Devices that have to be flushed for what completed on them to be durable.
+    pub(crate) fn volatile(&self) -> impl Iterator<Item = usize> + '_ {
+        let volatile = |device: &Option<Device>| device.as_ref().is_some_and(|d| d.volatile);
+        self.list.iter().enumerate().filter(move |(_, d)| volatile(d)).map(|(index, _)| index)
+    }
+
+    /// Submits an I/O on `bytes` at `place`; multiples of the device's block.
+    #[inline]
+    pub(crate) fn submit(
+        &mut self,
+        op: Op,
+        place: Place,
+        bytes: u32,
+        buffer: Option<DmaSpan>,
+        token: Token,
+    ) {
+        let index = place.device();
+        let Some(device) = &mut self.list[index] else {
+            unreachable!("a map names device {index}, which the pool does not have")
+        };
+        let shift = device.block_bytes.trailing_zeros();
+        let tag = match self.vacant.pop() {
+            Some(tag) => {
+                self.tokens[tag as usize] = Some(token);
+                tag
+            }
+            None => {
+                self.tokens.push(Some(token));
+                self.tokens.len() as u32 - 1
+            }
+        };
+        let (slba, block_count) = (place.byte() >> shift, bytes >> shift);
+        let io = Io { tag, op, slba, block_count, buffer };
+        self.in_flight[index] += 1;
+        if !device.backlog.is_empty() || device.channel.submit(io).is_err() {
+            device.backlog.push_back(io);
+        }
+    }
+
+    /// Flushes device number `index`.
+    pub(crate) fn flush(&mut self, index: usize, token: Token) {
+        let place = Place { cluster: (index as u32) << DEVICE_SHIFT, offset: 0 };
+        self.submit(Op::Flush, place, 0, None, token);
+    }
+
+    /// Turns every channel once; what has completed is appended to `done`.
+    #[inline]
+    pub(crate) fn poll(&mut self, now: Instant, done: &mut Vec<(Token, Status)>) {
+        for index in 0..self.list.len() {
+            let Some(device) = &mut self.list[index] else { continue };
+            if self.in_flight[index] == 0 {
+                continue;
+            }
+            while let Some(io) = device.backlog.front() {
+                if device.channel.submit(*io).is_err() {
+                    break;
+                }
+                device.backlog.pop_front();
+            }
+            device.channel.poll(now, &mut self.completions);
+            while let Some(Completion { tag, status }) = self.completions.pop() {
+                let token = self.tokens[tag as usize].take();
+                let Some(token) = token else { unreachable!("a completion nobody waits for") };
+                self.vacant.push(tag);
+                self.in_flight[index] -= 1;
+                done.push((token, status));
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Changes of the catalog: records of the journal, applied alike when they are made and when they
+//! are replayed. Applying one that a checkpoint already holds changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use super::Owner;
+use super::volume::{Settling, Volume};
+use crate::format::VolumeDescriptor;
+use crate::limits::{BLOCK_BYTES, MAX_VOLUME_CLUSTERS};
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Change {
+    /// A volume without blocks.
+    Create { descriptor: VolumeDescriptor },
+    /// A volume or snapshot is gone.
+    Delete { id: u32 },
+    /// Snapshots of one instant.
+    Snapshot { members: Vec<Member> },
+    /// A volume that begins as a snapshot.
+    Clone { source: u32, descriptor: VolumeDescriptor },
+    /// Name, labels, description.
+    Describe { id: u32, name: String, labels: BTreeMap<String, String>, description: String },
+    /// Its size in bytes.
+    Resize { id: u32, bytes: u64 },
+    /// A volume is what the snapshot is; what it was becomes another snapshot.
+    Rollback { id: u32, to: u32, kept: VolumeDescriptor },
+}
+
+/// A snapshot of a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Member {
+    pub origin: u32,
+    pub descriptor: VolumeDescriptor,
+}
+
+impl Owner {
+    /// Applies a change whose record is in this journal block. In an order that a replay keeps:
+    /// mappings whose records stand before it are in the maps, or belong to what settles.
+    pub(super) fn apply(&mut self, change: &Change, sequence: u64) {
+        match change {
+            Change::Create { descriptor } => {
+                if !self.is_known(descriptor.id) {
+                    let root = self.tree.new_root();
+                    self.add_volume(descriptor, root);
+                }
+            }
+            Change::Delete { id } => self.delete(*id, sequence),
+            Change::Snapshot { members } => {
+                for Member { origin, descriptor } in members {
+                    self.snapshot(*origin, descriptor);
+                }
+            }
+            Change::Clone { source, descriptor } => {
+                if !self.is_known(descriptor.id)
+                    && let Some(source) = self.volumes.get(source)
+                {
+                    let root = source.root();
+                    let root = self.tree.share(root);
+                    self.add_volume(descriptor, root);
+                }
+            }
+            Change::Describe { id, name, labels, description } => {
+                if let Some(volume) = self.volumes.get_mut(id) {
+                    volume.descriptor.name.clone_from(name);
+                    volume.descriptor.labels.clone_from(labels);
+                    volume.descriptor.description.clone_from(description);
+                    volume.changed = true;
+                }
+            }
+            Change::Resize { id, bytes } => self.resize(*id, *bytes, sequence),
+            Change::Rollback { id, to, kept } => self.roll_back(*id, *to, kept, sequence),
+        }
+    }
+
+    /// Numbers are not given twice, so one that is below the next is there, or was.
+    fn is_known(&mut self, id: u32) -> bool {
+        let known = id < self.superblock.next_volume;
+        self.superblock.next_volume = self.superblock.next_volume.max(id + 1);
+        known
+    }
+
+    fn next_head(&mut self) -> u64 {
+        self.last_head += 1;
+        self.last_head
+    }
+
+    fn add_volume(&mut self, descriptor: &VolumeDescriptor, root: u32) {
+        let head = self.next_head();
+        self.volumes.insert(descriptor.id, Volume::new(descriptor.clone(), root, head));
+    }
+
+    fn delete(&mut self, id: u32, sequence: u64) {
+        let Some(mut volume) = self.volumes.remove(&id) else { return };
+        volume.handle.closed.store(true, Ordering::Release);
+        self.space.end_run(&mut volume.run);
+        self.dismantling.push_back((volume.root(), sequence));
+        if !volume.extent.is_absent() {
+            self.old_pages.push(volume.extent);
+        }
+        // What was made from it hangs where it hung.
+        for other in self.volumes.values_mut() {
+            if other.descriptor.parent == Some(id) {
+                other.descriptor.parent = volume.descriptor.parent;
+                other.changed = true;
+            }
+        }
+    }
+
+    fn snapshot(&mut self, origin: u32, descriptor: &VolumeDescriptor) {
+        if self.is_known(descriptor.id) || !self.volumes.contains_key(&origin) {
+            return;
+        }
+        let root = self.volumes[&origin].root();
+        let root = self.tree.share(root);
+        self.add_volume(descriptor, root);
+        let head = self.next_head();
+        let epoch = self.shared.epochs.current();
+        let Some(volume) = self.volumes.get_mut(&origin) else { return };
+        let old = volume.handle.head.swap(head, Ordering::AcqRel);
+        volume.settling = Some(Settling { snapshot: descriptor.id, head: old, epoch });
+        volume.descriptor.parent = Some(descriptor.id);
+        volume.changed = true;
+    }
+
+    fn resize(&mut self, id: u32, bytes: u64, sequence: u64) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut volume.descriptor.bytes, bytes);
+        volume.changed = true;
+        let block_bytes = u64::from(volume.descriptor.block_bytes);
+        volume.handle.block_count.store(bytes / block_bytes, Ordering::Release);
+        if bytes >= before {
+            return;
+        }
+        // The rest reads as zeroes should it grow again.
+        let (root, head) = volume.tree();
+        let first = bytes.div_ceil(u64::from(BLOCK_BYTES));
+        let last = before.div_ceil(u64::from(BLOCK_BYTES));
+        debug_assert!(before.div_ceil(u64::from(BLOCK_BYTES) * 16) <= MAX_VOLUME_CLUSTERS.into());
+        let mut released = std::mem::take(&mut self.released);
+        let (tree, space) = (&mut self.tree, &mut self.space);
+        tree.clear_range(root, head, first, last - first, space, &mut released);
+        self.releases.add(sequence, &mut released);
+        self.released = released;
+    }
+
+    fn roll_back(&mut self, id: u32, to: u32, kept: &VolumeDescriptor, sequence: u64) {
+        let (Some(volume), Some(target)) = (self.volumes.get(&id), self.volumes.get(&to)) else {
+            return;
+        };
+        let (old, new) = (volume.root(), target.root());
+        let bytes = target.descriptor.bytes;
+        let new = self.tree.share(new);
+        match self.is_known(kept.id) {
+            true => self.dismantling.push_back((old, sequence)),
+            false => self.add_volume(kept, old),
+        }
+        let head = self.next_head();
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        volume.handle.head.store(head, Ordering::Release);
+        volume.handle.root.store(new, Ordering::Release);
+        let blocks = bytes / u64::from(volume.descriptor.block_bytes);
+        volume.handle.block_count.store(blocks, Ordering::Release);
+        volume.descriptor.bytes = bytes;
+        volume.descriptor.parent = Some(to);
+        volume.changed = true;
+    }
+}

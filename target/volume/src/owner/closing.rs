@@ -1,0 +1,157 @@
+//! Closing: what makes mappings durable, and frees what they replaced.
+
+use std::time::{Duration, Instant};
+
+use nvme_spec::status::Status;
+
+use super::{Context, Owner, Planted};
+use crate::devices::Token;
+use crate::limits::MAX_OPEN;
+
+/// How long a mapping stays open without anybody waiting for it.
+const CLOSE_AFTER: Duration = Duration::from_millis(100);
+
+/// Flushing and marking. Positions are sequence numbers of journal blocks; `before` excludes.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    step: Step,
+    /// Mappings and releases in blocks before this one are closed.
+    pub closed_before: u64,
+    /// Somebody waits until all before this one are.
+    wanted_before: u64,
+    /// Flushes and FUA writes for the next round.
+    waiting: Vec<u32>,
+    /// Those of this round.
+    flushing: Vec<u32>,
+    last: Option<Instant>,
+    failed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Idle,
+    /// Devices are being flushed; what is before `target` had completed when that began.
+    Flushing { target: u64, left: u32, status: Status },
+    /// The journal block that says so is on its way.
+    Marking { target: u64, sequence: u64 },
+}
+
+impl Closing {
+    pub(crate) fn new(closed_before: u64) -> Self {
+        Self {
+            step: Step::Idle,
+            closed_before,
+            wanted_before: closed_before,
+            waiting: Vec::new(),
+            flushing: Vec::new(),
+            last: None,
+            failed: false,
+        }
+    }
+
+    /// The write or flush `id` ends when everything completed before now is durable.
+    pub(crate) fn add_flush(&mut self, id: u32) {
+        self.waiting.push(id);
+    }
+
+    /// Everything in blocks before this one is to be closed.
+    pub(crate) fn want(&mut self, before: u64) {
+        self.wanted_before = self.wanted_before.max(before);
+    }
+}
+
+impl Owner {
+    /// Goes on with closing; ends I/Os that waited for it.
+    pub(super) fn poll_closing(&mut self, context: &mut Context<'_>) {
+        match self.closing.step {
+            Step::Idle => self.begin_closing(context),
+            Step::Flushing { target, left: 0, status } => self.end_flushing(target, status),
+            Step::Marking { target, sequence } if self.journal.completed() > sequence => {
+                self.closing.step = Step::Idle;
+                self.closing.closed_before = target;
+                self.end_open();
+            }
+            Step::Flushing { .. } | Step::Marking { .. } => {}
+        }
+    }
+
+    fn begin_closing(&mut self, context: &mut Context<'_>) {
+        let closing = &self.closing;
+        let due = closing.last.is_none_or(|last| context.now.duration_since(last) >= CLOSE_AFTER);
+        let behind = closing.wanted_before > closing.closed_before;
+        let pending = !self.open.is_empty() || !self.releases.is_empty();
+        let wanted = !closing.waiting.is_empty()
+            || (behind && (!closing.failed || due))
+            || (pending && (due || self.open.len() >= MAX_OPEN));
+        // What a flush makes durable is what has completed; what has not may be a hole.
+        let target = self.journal.completed().min(self.oldest_pending());
+        if !wanted || (closing.waiting.is_empty() && target <= closing.closed_before) {
+            return;
+        }
+        let devices: Vec<usize> = context.devices.volatile().collect();
+        self.closing.last = Some(context.now);
+        self.closing.flushing.append(&mut self.closing.waiting);
+        let skip = self.planted(Planted::CloseWithoutFlush);
+        let left = if skip { 0 } else { devices.len() as u32 };
+        for device in devices.into_iter().take(left as usize) {
+            context.devices.flush(device, Token::Close);
+        }
+        self.closing.step = Step::Flushing { target, left, status: Status::SUCCESS };
+    }
+
+    pub(super) fn handle_flushed(&mut self, result: Status) {
+        let Step::Flushing { left, status, .. } = &mut self.closing.step else {
+            unreachable!("a flush nobody asked for")
+        };
+        *left -= 1;
+        if !result.is_success() && status.is_success() {
+            *status = result;
+        }
+    }
+
+    /// The devices are flushed: whoever asked for that is answered. Mappings before `target` are
+    /// durable, but may be overwritten in place only when a journal block says so: replay would
+    /// find other data than their records name, and drop them.
+    fn end_flushing(&mut self, target: u64, status: Status) {
+        let flushing = std::mem::take(&mut self.closing.flushing);
+        for id in flushing {
+            self.end_write(id, status);
+        }
+        self.closing.failed = !status.is_success();
+        let advances = target > self.closing.closed_before;
+        if !status.is_success() || !advances {
+            self.closing.step = Step::Idle;
+            return;
+        }
+        if !self.journal.has_room(true) {
+            return; // a checkpoint is on its way; the step stays
+        }
+        let fua = !self.planted(Planted::MarkWithoutFua);
+        let sequence = self.journal.mark(target - 1, fua);
+        self.closing.step = Step::Marking { target, sequence };
+        if self.planted(Planted::UnguardBeforeMark) {
+            self.closing.closed_before = target;
+            self.end_open();
+        }
+    }
+
+    /// Takes the guards from what is closed now.
+    fn end_open(&mut self) {
+        let closed = self.closing.closed_before;
+        while let Some((sequence, volume, entry)) =
+            self.open.pop_front_if(|(sequence, _, _)| *sequence < closed)
+        {
+            let key = (volume, entry);
+            let Some(state) = self.entries.get_mut(&key) else { continue };
+            if state.open_sequence != Some(sequence) {
+                continue;
+            }
+            state.open_sequence = None;
+            if let Some(volume) = self.volumes.get(&volume) {
+                self.tree.set_guard(volume.root(), entry, false);
+            }
+            self.drop_entry_if_idle(key);
+        }
+        self.wake_closed();
+    }
+}

@@ -1,0 +1,110 @@
+//! What is told about a pool and its volumes.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::Owner;
+use crate::format::VolumeKind;
+use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES};
+
+/// A volume or snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VolumeInfo {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Which of the two it is.
+    pub kind: VolumeKind,
+    /// Name of what it was made from, if that is still there.
+    pub parent: Option<String>,
+    /// What hosts know it by.
+    pub uuid: Uuid,
+    /// It takes no writes.
+    pub read_only: bool,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Bytes of a logical block.
+    pub block_bytes: u32,
+    /// Bytes that hold data, shared or not.
+    pub mapped_bytes: u64,
+    /// Bytes that nothing else holds: what deleting it frees.
+    pub unique_bytes: u64,
+    /// `key=value`.
+    pub labels: BTreeMap<String, String>,
+    /// For people.
+    pub description: String,
+    /// Seconds since 1970.
+    pub created_s: u64,
+    /// Of a snapshot of a group: the group's.
+    pub group: Option<Uuid>,
+    /// How often it is open.
+    pub users: u32,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolInfo {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Bytes of all devices, in clusters.
+    pub bytes: u64,
+    /// Bytes of free clusters.
+    pub free_bytes: u64,
+    /// Bytes that are on their way to be free.
+    pub releasing_bytes: u64,
+    /// Journal blocks in use, and all of them.
+    pub journal: (u64, u64),
+    /// Bytes of memory that the maps take.
+    pub map_bytes: u64,
+    /// Volumes and snapshots.
+    pub volumes: usize,
+    /// Those that are damaged, with the reason.
+    pub damaged: Vec<(String, String)>,
+    /// It takes no writes, because its journal cannot be written.
+    pub broken: bool,
+}
+
+impl Owner {
+    pub(super) fn volume_info(&self, id: u32) -> Option<VolumeInfo> {
+        let volume = self.volumes.get(&id)?;
+        let descriptor = volume.descriptor.clone();
+        let parent = descriptor.parent.and_then(|parent| self.volumes.get(&parent));
+        let (mapped, unique) = self.tree.usage(volume.root(), &self.space);
+        Some(VolumeInfo {
+            id,
+            name: descriptor.name,
+            kind: descriptor.kind,
+            parent: parent.map(|parent| parent.descriptor.name.clone()),
+            uuid: descriptor.uuid,
+            read_only: volume.handle.read_only(),
+            bytes: descriptor.bytes,
+            block_bytes: descriptor.block_bytes,
+            mapped_bytes: mapped * u64::from(BLOCK_BYTES),
+            unique_bytes: unique * u64::from(CLUSTER_BYTES),
+            labels: descriptor.labels,
+            description: descriptor.description,
+            created_s: descriptor.created_s,
+            group: descriptor.group,
+            users: volume.users,
+        })
+    }
+
+    pub(super) fn pool_info(&self) -> PoolInfo {
+        PoolInfo {
+            name: self.superblock.name.clone(),
+            uuid: self.superblock.pool,
+            bytes: self.space.clusters() * u64::from(CLUSTER_BYTES),
+            free_bytes: self.space.free_clusters() * u64::from(CLUSTER_BYTES),
+            releasing_bytes: self.releases.len() as u64 * u64::from(CLUSTER_BYTES),
+            journal: self.journal.usage(),
+            map_bytes: self.tree.bytes(),
+            volumes: self.volumes.len(),
+            damaged: self.damaged.iter().map(|d| (d.entry.name.clone(), d.why.clone())).collect(),
+            broken: self.journal.is_broken(),
+        }
+    }
+}

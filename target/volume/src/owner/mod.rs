@@ -1,0 +1,334 @@
+//! The owner: whoever changes maps, writes the journal and takes checkpoints.
+//!
+//! It belongs to one lane and runs in its turns. Nothing of it is shared.
+
+mod calls;
+mod changes;
+mod checkpoint;
+mod clear;
+mod closing;
+mod info;
+mod journal;
+mod load;
+mod planted;
+pub(crate) mod recover;
+mod releases;
+mod volume;
+mod write;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bdev::{Io, Op};
+use dma::{DmaBuffer, Pool as Memory};
+use nvme_spec::status::Status;
+
+use crate::devices::{Devices, Token};
+use crate::epoch::LaneEpoch;
+use crate::format::{CatalogEntry, Extent, Superblock};
+use crate::limits::LEAVES_PER_TURN;
+use crate::map::{Release, Root, Tree};
+use crate::pieces::Pieces;
+use crate::shared::{Shared, ToLane, ToOwner};
+use crate::space::Space;
+
+pub use calls::{Call, CreateVolume, Reply, VolumeError};
+pub use info::{PoolInfo, VolumeInfo};
+pub use planted::Planted;
+
+use calls::{Calls, Freezing};
+use checkpoint::Checkpoint;
+use closing::Closing;
+use journal::Journal;
+use planted::Bugs;
+use releases::{Item, Releases};
+use volume::Volume;
+use write::{EntryState, Write};
+
+/// A volume's entry.
+pub(crate) type Key = (u32, u32);
+
+/// What the owner uses of its lane.
+pub(crate) struct Context<'a> {
+    pub devices: &'a mut Devices,
+    pub epoch: &'a mut LaneEpoch,
+    pub now: Instant,
+}
+
+/// Where an I/O came from: the number of a lane, and its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub lane: u32,
+    pub slot: u32,
+}
+
+impl Origin {
+    /// As a lane: the owner itself; the slot is then the write that this one is a part of.
+    pub(crate) const PARENT: u32 = u32::MAX;
+}
+
+/// A volume that stays closed.
+pub(crate) struct Damaged {
+    pub entry: CatalogEntry,
+    pub why: String,
+    /// What could be read of its map; its clusters are not given to others.
+    pub root: Option<Root>,
+}
+
+/// See the module.
+pub(crate) struct Owner {
+    shared: Arc<Shared>,
+    memory: Memory,
+    tree: Tree,
+    space: Space,
+    journal: Journal,
+    closing: Closing,
+    releases: Releases,
+    checkpoint: Checkpoint,
+    superblock: Superblock,
+    volumes: BTreeMap<u32, Volume>,
+    damaged: Vec<Damaged>,
+    last_head: u64,
+    /// Trees that are being taken apart, and the journal block that says so.
+    dismantling: VecDeque<(Root, u64)>,
+    writes: Vec<Write>,
+    vacant: Vec<u32>,
+    entries: HashMap<Key, EntryState>,
+    /// Of mappings whose records are not in maps yet.
+    pending: Pending,
+    /// Mappings that are not closed: journal block, volume, entry.
+    open: VecDeque<(u64, u32, u32)>,
+    /// To be looked at in this turn.
+    ready: VecDeque<u32>,
+    /// Data and records are on their way.
+    launched: VecDeque<u32>,
+    /// Clears whose record is on its way: its block.
+    cleared: VecDeque<(u64, u32)>,
+    /// Until the next turn.
+    stalled: VecDeque<u32>,
+    /// Until what is before a journal block is closed.
+    wait_closed: Vec<(u64, u32)>,
+    wait_space: Vec<u32>,
+    finished: VecDeque<(Origin, Status)>,
+    calls: Calls,
+    freezing: Option<Freezing>,
+    /// Pages of the checkpoint on disk that the next one does not need.
+    old_pages: Vec<Extent>,
+    /// Room for the largest node, so that no node is taken for a checkpoint that has no place.
+    spare_pages: Option<u64>,
+    zeroes: DmaBuffer,
+    pieces: Pieces,
+    released: Vec<Release>,
+    bugs: Bugs,
+}
+
+/// How many records of each journal block are not in maps yet.
+#[derive(Debug, Default)]
+pub(crate) struct Pending(BTreeMap<u64, u32>);
+
+impl Pending {
+    fn add(&mut self, sequence: u64) {
+        *self.0.entry(sequence).or_default() += 1;
+    }
+
+    fn remove(&mut self, sequence: u64) {
+        let Some(count) = self.0.get_mut(&sequence) else { unreachable!("it was added") };
+        *count -= 1;
+        if *count == 0 {
+            self.0.remove(&sequence);
+        }
+    }
+}
+
+impl Owner {
+    /// Takes an I/O of a lane.
+    pub(crate) fn handle_io(&mut self, origin: Origin, volume: u32, io: Io) {
+        let Some(block_bytes) = self.volumes.get(&volume).map(|v| v.handle.block_bytes()) else {
+            let status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
+            return self.finished.push_back((origin, status));
+        };
+        let id = self.vacant.pop().unwrap_or_else(|| {
+            self.writes.push(Write::default());
+            self.writes.len() as u32 - 1
+        });
+        let shift = block_bytes.trailing_zeros();
+        let write = &mut self.writes[id as usize];
+        write.origin = origin;
+        (write.volume, write.op, write.buffer) = (volume, io.op, io.buffer);
+        (write.start, write.bytes) = (io.slba << shift, io.block_count << shift);
+        (write.status, write.outstanding) = (Status::SUCCESS, 0);
+        (write.last_record, write.cancelled_in, write.cursor) = (None, None, (0, 0));
+        self.ready.push_back(id);
+    }
+
+    /// A device has ended something.
+    pub(crate) fn handle_device(&mut self, token: Token, status: Status) {
+        match token {
+            Token::Write(id) => self.handle_data(id, status),
+            Token::Fill(id) => self.handle_filled(id, status),
+            Token::Journal(sequence) => self.journal.handle_written(sequence, status),
+            Token::Close => self.handle_flushed(status),
+            Token::Checkpoint(index) => self.handle_checkpoint(index, status),
+            Token::Request(_) => unreachable!("the lane's"),
+        }
+    }
+
+    /// One turn; says how much happened.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> usize {
+        self.poll_lanes();
+        let epoch = self.shared.epochs.try_advance();
+        let mut work = self.ready.len() + self.launched.len();
+        self.poll_launched(context);
+        self.poll_cleared();
+        work += self.poll_releases(epoch);
+        self.poll_dismantling();
+        self.poll_calls(epoch);
+        self.poll_closing(context);
+        self.poll_checkpoint(context);
+        self.ready.append(&mut self.stalled);
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { break };
+            self.start(id, context);
+        }
+        self.journal.submit(context.devices);
+        work
+    }
+
+    /// The pool's name, if it takes no writes any more.
+    pub(crate) fn broken_pool(&self) -> Option<String> {
+        self.journal.is_broken().then(|| self.superblock.name.clone())
+    }
+
+    /// The end of an I/O that a lane sent.
+    pub(crate) fn next_finished(&mut self) -> Option<(Origin, Status)> {
+        self.finished.pop_front()
+    }
+
+    fn start(&mut self, id: u32, context: &mut Context<'_>) {
+        match self.writes[id as usize].op {
+            Op::Flush => self.closing.add_flush(id),
+            Op::WriteZeroes { .. } | Op::Deallocate { .. } => self.start_clear(id, context),
+            _ if self.writes[id as usize].is_filled() => self.launch(id, context),
+            _ => self.start_write(id, context),
+        }
+    }
+
+    fn poll_lanes(&mut self) {
+        for lane in 0..self.shared.to_owner.len() {
+            while let Some(message) = self.shared.to_owner[lane].pop() {
+                match message {
+                    ToOwner::Io { slot, volume, io } => {
+                        self.handle_io(Origin { lane: lane as u32, slot }, volume, io);
+                    }
+                    ToOwner::Frozen => {
+                        if let Some(freezing) = &mut self.freezing {
+                            freezing.left -= 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says something to every lane.
+    fn tell_lanes(&self, message: &ToLane) {
+        for ring in &self.shared.to_lane {
+            let sent = ring.push(message.clone());
+            assert!(sent.is_ok(), "one freeze at a time");
+        }
+    }
+
+    /// Frees what nobody needs any more.
+    fn poll_releases(&mut self, epoch: u64) -> usize {
+        let closed = match self.bugs.is(Planted::ReuseBeforeClosed) {
+            true => u64::MAX,
+            false => self.closing.closed_before,
+        };
+        let grace = !self.bugs.is(Planted::ReuseBeforeGrace);
+        let epochs = &self.shared.epochs;
+        let mut freed = 0;
+        while freed < 4096
+            && let Some(item) =
+                self.releases.pop(closed, epoch, |since| !grace || epochs.is_over(since))
+        {
+            freed += 1;
+            match item {
+                Item::Map(Release::Cluster { cluster, last: true, .. }) => {
+                    self.space.release(cluster);
+                }
+                Item::Map(Release::Cluster { .. }) => {}
+                Item::Map(Release::Pages(extent)) => self.old_pages.push(extent),
+                Item::Map(node) => self.tree.free_node(node),
+                Item::Blocks { cluster, .. } => self.untake_if_unused(cluster),
+            }
+        }
+        let idle = self.releases.is_empty() && self.dismantling.is_empty();
+        if (freed > 0 || idle) && !self.wait_space.is_empty() {
+            self.ready.extend(self.wait_space.drain(..));
+        }
+        freed
+    }
+
+    /// A cluster that was taken for writes which all failed.
+    fn untake_if_unused(&mut self, cluster: u32) {
+        let in_use = self.entries.values().any(|state| state.cluster == cluster);
+        if !in_use && self.space.holders(cluster) == 0 {
+            self.space.untake(cluster);
+        }
+    }
+
+    fn poll_dismantling(&mut self) {
+        let Some((root, sequence)) = self.dismantling.front().copied() else { return };
+        let mut released = std::mem::take(&mut self.released);
+        let done = self.tree.dismantle(root, LEAVES_PER_TURN, &mut self.space, &mut released);
+        self.releases.add(sequence, &mut released);
+        self.released = released;
+        if done {
+            self.dismantling.pop_front();
+        }
+    }
+
+    /// Journal block of the oldest record that is not in maps yet, or the next one's.
+    fn oldest_pending(&self) -> u64 {
+        self.pending.0.first_key_value().map_or(self.journal.next(), |(sequence, _)| *sequence)
+    }
+
+    fn end_write(&mut self, id: u32, status: Status) {
+        let write = &mut self.writes[id as usize];
+        debug_assert!(write.outstanding == 0 && write.fills.is_empty() || !status.is_success());
+        write.touches.clear();
+        let origin = write.origin;
+        match origin.lane {
+            Origin::PARENT => self.handle_data(origin.slot, status),
+            _ => self.finished.push_back((origin, status)),
+        }
+        self.vacant.push(id);
+    }
+
+    fn wake_entry(&mut self, key: Key) {
+        if let Some(state) = self.entries.get_mut(&key) {
+            self.ready.extend(state.waiting.drain(..));
+        }
+        self.drop_entry_if_idle(key);
+    }
+
+    fn drop_entry_if_idle(&mut self, key: Key) {
+        if self.entries.get(&key).is_some_and(|state| !state.is_busy()) {
+            self.entries.remove(&key);
+        }
+    }
+
+    fn wake_closed(&mut self) {
+        let closed = self.closing.closed_before;
+        let ready = &mut self.ready;
+        self.wait_closed.retain(|(before, id)| {
+            let waits = *before > closed;
+            if !waits {
+                ready.push_back(*id);
+            }
+            waits
+        });
+    }
+}
+

@@ -1,0 +1,97 @@
+//! Bugs to be planted, so that the simulator can show that it finds them.
+
+/// One thing left out. In a build without debug assertions none can be planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// A first touch is acknowledged before its data has been written.
+    AckBeforeData,
+    /// It is acknowledged before its record has been written.
+    AckBeforeRecord,
+    /// Closing does not flush the devices.
+    CloseWithoutFlush,
+    /// "Closed up to" is not written with FUA.
+    MarkWithoutFua,
+    /// Guards go before "closed up to" is durable.
+    UnguardBeforeMark,
+    /// An open block is overwritten in place.
+    OverwriteOpen,
+    /// What was released is used again before the release is durable.
+    ReuseBeforeClosed,
+    /// What was released is used again while I/Os of the earlier map are in flight.
+    ReuseBeforeGrace,
+    /// Two first touches of one block are not told apart.
+    OverlapNotResolved,
+    /// A first touch that ends after a snapshot is not in it, although its record is before.
+    LateTouchNotInSnapshot,
+    /// A snapshot may be read before writes that began earlier have ended.
+    SnapshotNotSettled,
+    /// Lanes go on taking writes while a snapshot is taken.
+    NoFreeze,
+    /// A FUA write is acknowledged with a volatile mapping.
+    FuaMappingVolatile,
+    /// The checkpoint's pages are not flushed before the superblock names them.
+    SwitchWithoutFlush,
+    /// Old pages and the journal are used again before the superblock is durable.
+    ReuseBeforeSwitch,
+    /// A checkpoint is taken to hold what was appended, and not only what is in the maps.
+    CheckpointDropsPending,
+    /// Replay does not verify open records.
+    ReplayUnverified,
+    /// Recovery writes before what it has read is durable.
+    RecoverWithoutFlush,
+    /// The journal goes on with the old incarnation after recovery.
+    OldIncarnation,
+}
+
+impl Planted {
+    /// All of them.
+    pub const ALL: &[Planted] = &[
+        Planted::AckBeforeData,
+        Planted::AckBeforeRecord,
+        Planted::CloseWithoutFlush,
+        Planted::MarkWithoutFua,
+        Planted::UnguardBeforeMark,
+        Planted::OverwriteOpen,
+        Planted::ReuseBeforeClosed,
+        Planted::ReuseBeforeGrace,
+        Planted::OverlapNotResolved,
+        Planted::LateTouchNotInSnapshot,
+        Planted::SnapshotNotSettled,
+        Planted::NoFreeze,
+        Planted::FuaMappingVolatile,
+        Planted::SwitchWithoutFlush,
+        Planted::ReuseBeforeSwitch,
+        Planted::CheckpointDropsPending,
+        Planted::ReplayUnverified,
+        Planted::RecoverWithoutFlush,
+        Planted::OldIncarnation,
+    ];
+}
+
+/// The bug of a pool, if any.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bugs(#[cfg(debug_assertions)] Option<Planted>);
+
+impl Bugs {
+    #[cfg(debug_assertions)]
+    pub(crate) fn new(planted: Option<Planted>) -> Self {
+        Self(planted)
+    }
+
+    #[cfg(not(debug_assertions))]
+    pub(crate) fn new(_: Option<Planted>) -> Self {
+        Self()
+    }
+
+    #[cfg(debug_assertions)]
+    #[inline]
+    pub(crate) fn is(self, planted: Planted) -> bool {
+        self.0 == Some(planted)
+    }
+
+    #[cfg(not(debug_assertions))]
+    #[inline]
+    pub(crate) fn is(self, _: Planted) -> bool {
+        false
+    }
+}
