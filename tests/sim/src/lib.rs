@@ -8,21 +8,33 @@
 //! thread; what true concurrency does is for loom.
 #![forbid(unsafe_code)]
 
+mod attack;
+mod calls;
 mod check;
+mod config;
 mod device;
+mod failure;
 mod history;
+mod life;
 mod media;
 mod memory;
 mod model;
 mod pattern;
+mod pool;
 mod random;
+mod run;
 mod store;
+mod traffic;
 mod world;
 
 pub use check::Check;
+pub use config::Config;
 pub use device::{Deallocated, DeviceConfig, Faults};
+pub use failure::Failure;
+pub use life::Statistics;
 pub use memory::Memory;
 pub use model::{Model, Operation, Violation};
 pub use pattern::Found;
 pub use random::{Random, mix};
+pub use run::{Summary, run};
 pub use world::{End, Image, Watch, World};

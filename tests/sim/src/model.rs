@@ -219,6 +219,11 @@ impl Model {
         now
     }
 
+    /// It did not, after all.
+    pub fn cancel(&mut self, since: Time) {
+        self.active.remove(&since);
+    }
+
     /// A read that [`Model::begin`] began found these bytes from a unit on.
     ///
     /// # Errors

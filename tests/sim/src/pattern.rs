@@ -1,6 +1,7 @@
 //! What writes write: bytes that say which write and which unit they are of, and of which pool.
 
 use std::fmt;
+use std::ops::Range;
 
 use dma::DmaSpan;
 
@@ -42,18 +43,11 @@ fn stamp(salt: u64, value: Value, unit: u64) -> [u8; STAMP_BYTES] {
     bytes
 }
 
-/// Fills memory with a value for so many units from `first`.
-pub(crate) fn fill(
-    span: DmaSpan,
-    salt: u64,
-    value: Value,
-    first: u64,
-    units: u64,
-    unit_bytes: u32,
-) {
+/// Fills memory with a value for these units.
+pub(crate) fn fill(span: DmaSpan, salt: u64, value: Value, units: &Range<u64>, unit_bytes: u32) {
     let mut bytes = vec![0; unit_bytes as usize];
-    for index in 0..units {
-        let stamp = stamp(salt, value, first + index);
+    for (index, unit) in units.clone().enumerate() {
+        let stamp = stamp(salt, value, unit);
         bytes.chunks_exact_mut(STAMP_BYTES).for_each(|chunk| chunk.copy_from_slice(&stamp));
         span.write(index as u32 * unit_bytes, &bytes);
     }
@@ -68,7 +62,7 @@ pub(crate) fn identify(salt: u64, bytes: &[u8], unit: u64) -> Found {
     if first == [0; STAMP_BYTES] {
         return Found::Value(0);
     }
-    let word = |range: std::ops::Range<usize>| {
+    let word = |range: Range<usize>| {
         first[range].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
     };
     let (value, of) = (word(0..8), word(8..12));

@@ -1,0 +1,59 @@
+//! What a run is to be like; all of it may follow from the seed.
+
+use volume::Planted;
+
+use crate::device::{Deallocated, DeviceConfig, Faults};
+use crate::random::Random;
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The pool's devices.
+    pub devices: Vec<DeviceConfig>,
+    /// Cores.
+    pub lanes: usize,
+    /// Bytes of each copy of the journal.
+    pub journal_bytes: u64,
+    /// I/Os and calls of the first life.
+    pub operations: u64,
+    /// Volumes and snapshots at most.
+    pub objects: usize,
+    /// Clusters of a volume at most.
+    pub volume_clusters: u64,
+    /// The first life is attacked at one step in so many.
+    pub one_in: u64,
+    /// A bug to be found.
+    pub planted: Option<Planted>,
+}
+
+impl Config {
+    /// Small pools of all kinds, with all that may happen in them.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut random = Random::of(&[seed, 1]);
+        let block_bytes = *random.pick(&[512, 4096, 4096]);
+        let count = *random.pick(&[1, 1, 2, 2, 3]);
+        // One pool in four gets full.
+        let mib = if random.one_in(4) { 2 } else { 8 / count + 4 };
+        let volatile = !random.one_in(6);
+        let deallocated =
+            *random.pick(&[Deallocated::Kept, Deallocated::Garbage, Deallocated::Zeroes]);
+        let device = |_| DeviceConfig {
+            bytes: mib << 20,
+            block_bytes,
+            volatile_write_cache: volatile,
+            deallocated,
+            depth: *random.pick(&[4, 16, 64]),
+            faults: Faults::default(),
+        };
+        Self {
+            devices: (0..count).map(device).collect(),
+            lanes: *Random::of(&[seed, 2]).pick(&[1, 2, 2, 3, 4]),
+            journal_bytes: 256 << 10,
+            operations: 400,
+            objects: 8,
+            volume_clusters: 8,
+            one_in: 8,
+            planted: None,
+        }
+    }
+}
