@@ -89,3 +89,5 @@ const _: () = assert!(
 );
 /// Clusters of the smallest device of a pool: 2 MiB.
 pub const MIN_DEVICE_CLUSTERS: u32 = 32;
+/// Releases that are freed in one turn.
+pub const RELEASES_PER_TURN: usize = 1024;

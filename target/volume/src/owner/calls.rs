@@ -222,8 +222,8 @@ impl Owner {
     }
 
     /// Goes on with calls.
-    pub(super) fn poll_calls(&mut self, epoch: u64) {
-        self.poll_settling(epoch);
+    pub(super) fn poll_calls(&mut self) {
+        self.poll_settling();
         self.poll_freezing();
         if !self.calls.waiting.is_empty() {
             self.poll_waiting();
@@ -240,7 +240,7 @@ impl Owner {
     }
 
     /// Ends snapshots whose blocks cannot change any more.
-    fn poll_settling(&mut self, _: u64) {
+    fn poll_settling(&mut self) {
         let grace = !self.bugs.is(Planted::SnapshotNotSettled);
         let settled: Vec<u32> = (self.volumes.iter())
             .filter_map(|(id, volume)| Some((*id, volume.settling?)))
@@ -250,7 +250,7 @@ impl Owner {
                     write.volume == *id && write.head == settling.head
                 };
                 !grace
-                    || (self.shared.epochs.is_over(settling.epoch)
+                    || (self.epoch.is_over(settling.epoch)
                         && !self.launched.iter().any(late))
             })
             .map(|(id, _)| id)

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::Owner;
+use super::{Item, Owner};
 use super::volume::{Settling, Volume};
 use crate::format::VolumeDescriptor;
+use crate::map::Release;
 use crate::limits::{BLOCK_BYTES, MAX_VOLUME_CLUSTERS};
 
 /// What a record says.
@@ -99,7 +100,7 @@ impl Owner {
         let Some(mut volume) = self.volumes.remove(&id) else { return };
         volume.handle.closed.store(true, Ordering::Release);
         self.space.end_run(&mut volume.run);
-        self.dismantling.push_back((volume.root(), sequence));
+        self.releases.add_item(sequence, Item::Map(Release::Root(volume.root())));
         if !volume.extent.is_absent() {
             self.old_pages.push(volume.extent);
         }
@@ -120,7 +121,7 @@ impl Owner {
         let root = self.tree.share(root);
         self.add_volume(descriptor, root);
         let head = self.next_head();
-        let epoch = self.shared.epochs.current();
+        let epoch = self.epoch.retire();
         let Some(volume) = self.volumes.get_mut(&origin) else { return };
         let old = volume.handle.head.swap(head, Ordering::AcqRel);
         volume.settling = Some(Settling { snapshot: descriptor.id, head: old, epoch });
@@ -157,7 +158,7 @@ impl Owner {
         let bytes = target.descriptor.bytes;
         let new = self.tree.share(new);
         match self.is_known(kept.id) {
-            true => self.dismantling.push_back((old, sequence)),
+            true => self.releases.add_item(sequence, Item::Map(Release::Root(old))),
             false => self.add_volume(kept, old),
         }
         let head = self.next_head();

@@ -25,9 +25,9 @@ use dma::{DmaBuffer, Pool as Memory};
 use nvme_spec::status::Status;
 
 use crate::devices::{Devices, Token};
-use crate::epoch::LaneEpoch;
+use crate::epoch::{LaneEpoch, OwnerEpoch};
 use crate::format::{CatalogEntry, Extent, Superblock};
-use crate::limits::LEAVES_PER_TURN;
+use crate::limits::{LEAVES_PER_TURN, RELEASES_PER_TURN};
 use crate::map::{Release, Root, Tree};
 use crate::pieces::Pieces;
 use crate::shared::{Shared, ToLane, ToOwner};
@@ -85,13 +85,12 @@ pub(crate) struct Owner {
     journal: Journal,
     closing: Closing,
     releases: Releases,
+    epoch: OwnerEpoch,
     checkpoint: Checkpoint,
     superblock: Superblock,
     volumes: BTreeMap<u32, Volume>,
     damaged: Vec<Damaged>,
     last_head: u64,
-    /// Trees that are being taken apart, and the journal block that says so.
-    dismantling: VecDeque<(Root, u64)>,
     writes: Vec<Write>,
     vacant: Vec<u32>,
     entries: HashMap<Key, EntryState>,
@@ -177,13 +176,12 @@ impl Owner {
     /// One turn; says how much happened.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> usize {
         self.poll_lanes();
-        let epoch = self.shared.epochs.try_advance();
+        self.epoch.try_advance(&self.shared.epochs);
         let mut work = self.ready.len() + self.launched.len();
         self.poll_launched(context);
         self.poll_cleared();
-        work += self.poll_releases(epoch);
-        self.poll_dismantling();
-        self.poll_calls(epoch);
+        work += self.poll_releases();
+        self.poll_calls();
         self.poll_closing(context);
         self.poll_checkpoint(context);
         self.ready.append(&mut self.stalled);
@@ -240,34 +238,43 @@ impl Owner {
     }
 
     /// Frees what nobody needs any more.
-    fn poll_releases(&mut self, epoch: u64) -> usize {
+    fn poll_releases(&mut self) -> usize {
         let closed = match self.bugs.is(Planted::ReuseBeforeClosed) {
             true => u64::MAX,
             false => self.closing.closed_before,
         };
         let grace = !self.bugs.is(Planted::ReuseBeforeGrace);
-        let epochs = &self.shared.epochs;
+        let mut released = std::mem::take(&mut self.released);
         let mut freed = 0;
-        while freed < 4096
-            && let Some(item) =
-                self.releases.pop(closed, epoch, |since| !grace || epochs.is_over(since))
+        while freed < RELEASES_PER_TURN
+            && let Some(item) = self.releases.pop(closed, &mut self.epoch, grace)
         {
             freed += 1;
             match item {
-                Item::Map(Release::Cluster { cluster, last: true, .. }) => {
-                    self.space.release(cluster);
-                }
-                Item::Map(Release::Cluster { .. }) => {}
                 Item::Map(Release::Pages(extent)) => self.old_pages.push(extent),
-                Item::Map(node) => self.tree.free_node(node),
+                Item::Map(release) => self.tree.free(release, &mut self.space, &mut released),
                 Item::Blocks { cluster, .. } => self.untake_if_unused(cluster),
             }
         }
-        let idle = self.releases.is_empty() && self.dismantling.is_empty();
+        if self.tree.has_doomed() {
+            self.tree.reap(LEAVES_PER_TURN, &mut self.space, &mut released);
+            freed += 1;
+        }
+        self.keep_pages(&mut released);
+        self.released = released;
+        let idle = self.releases.is_empty() && !self.tree.has_doomed();
         if (freed > 0 || idle) && !self.wait_space.is_empty() {
             self.ready.extend(self.wait_space.drain(..));
         }
         freed
+    }
+
+    /// What taking nodes apart lets go: pages that the checkpoint on the devices may still name.
+    fn keep_pages(&mut self, released: &mut Vec<Release>) {
+        for release in released.drain(..) {
+            let Release::Pages(extent) = release else { unreachable!("{release:?} of a free node") };
+            self.old_pages.push(extent);
+        }
     }
 
     /// A cluster that was taken for writes which all failed.
@@ -275,17 +282,6 @@ impl Owner {
         let in_use = self.entries.values().any(|state| state.cluster == cluster);
         if !in_use && self.space.holders(cluster) == 0 {
             self.space.untake(cluster);
-        }
-    }
-
-    fn poll_dismantling(&mut self) {
-        let Some((root, sequence)) = self.dismantling.front().copied() else { return };
-        let mut released = std::mem::take(&mut self.released);
-        let done = self.tree.dismantle(root, LEAVES_PER_TURN, &mut self.space, &mut released);
-        self.releases.add(sequence, &mut released);
-        self.released = released;
-        if done {
-            self.dismantling.pop_front();
         }
     }
 

@@ -14,15 +14,16 @@ use super::journal::{Journal, place};
 use super::load::Loader;
 use super::planted::Bugs;
 use super::releases::Releases;
-use super::{Call, Owner, Pending, Planted};
+use super::{Call, Item, Owner, Pending, Planted};
 use crate::devices::{Devices, Place};
+use crate::epoch::OwnerEpoch;
 use crate::format::{PAGE_BYTES, PoolState, Record, Superblock, crc64, decode_block};
 use crate::lane::Lane;
 use crate::limits::{
     BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DEVICE_SHIFT, JOURNAL_BUFFERS, MAX_DEVICES,
     MAX_VOLUME_BLOCKS, MAX_VOLUME_CLUSTERS,
 };
-use crate::map::{Map, Release, Tree};
+use crate::map::{At, Map, Release, Tree};
 use crate::pieces::Pieces;
 use crate::pool::{PoolError, read_label};
 use crate::shared::Shared;
@@ -167,12 +168,12 @@ impl Owner {
             journal,
             closing: Closing::new(next),
             releases: Releases::default(),
+            epoch: OwnerEpoch::new(),
             checkpoint: Checkpoint::default(),
             superblock,
             volumes: Default::default(),
             damaged: Vec::new(),
             last_head: 0,
-            dismantling: VecDeque::new(),
             writes: Vec::new(),
             vacant: Vec::new(),
             entries: HashMap::new(),
@@ -305,7 +306,8 @@ impl Recovery<'_> {
                     && mask != 0
                 {
                     let Owner { tree, space, .. } = &mut *self.owner;
-                    tree.set(root, head, entry, mask, cluster, false, space, &mut released);
+                    let at = At { root, head, index: entry };
+                    tree.set(at, mask, cluster, false, space, &mut released);
                 }
             }
             Record::Clear { volume, first_block, block_count } => {
@@ -325,7 +327,7 @@ impl Recovery<'_> {
             }
             Record::Cancel { .. } => {}
         }
-        self.free_nodes(&mut released);
+        self.owner.releases.add(sequence, &mut released);
         self.owner.released = released;
         Ok(())
     }
@@ -348,35 +350,21 @@ impl Recovery<'_> {
         good
     }
 
-    /// Nobody reads yet, so nodes are free at once. Pages are not: the checkpoint on disk has them.
-    fn free_nodes(&mut self, released: &mut Vec<Release>) {
-        for release in released.drain(..) {
-            match release {
-                Release::Cluster { .. } => {}
-                Release::Pages(extent) => self.owner.old_pages.push(extent),
-                node => self.owner.tree.free_node(node),
-            }
-        }
-    }
-
     /// Counts what the maps hold, and begins a new incarnation.
     fn settle(&mut self, blocks: u64) {
-        let mut released = Vec::new();
-        while let Some((root, _)) = self.owner.dismantling.pop_front() {
-            let Owner { tree, space, .. } = &mut *self.owner;
-            while !tree.dismantle(root, usize::MAX, space, &mut released) {}
-            self.free_nodes(&mut released);
-        }
-        // What applying changes let go is counted anew below; nodes are freed here.
+        // Nobody reads yet, so nodes are free at once. Pages are not: the checkpoint on the devices
+        // has them.
         let owner = &mut *self.owner;
-        let mut left = Vec::new();
-        while let Some(item) = owner.releases.pop(u64::MAX, 0, |_| true) {
-            if let super::Item::Map(release) = item {
-                left.push(release);
+        let mut released = Vec::new();
+        for item in owner.releases.drain() {
+            match item {
+                Item::Map(Release::Pages(extent)) => owner.old_pages.push(extent),
+                Item::Map(Release::Cluster { .. }) | Item::Blocks { .. } => {}
+                Item::Map(node) => owner.tree.free(node, &mut owner.space, &mut released),
             }
         }
-        self.free_nodes(&mut left);
-        let owner = &mut *self.owner;
+        while !owner.tree.reap(usize::MAX, &mut owner.space, &mut released) {}
+        owner.keep_pages(&mut released);
         owner.volumes.values_mut().for_each(|volume| volume.settling = None);
         let mut space = empty_space(&owner.superblock);
         for (index, slot) in owner.superblock.devices.iter().enumerate() {
