@@ -20,6 +20,7 @@ mod pieces;
 pub mod pool;
 mod shared;
 mod space;
+mod sync;
 mod wait;
 
 pub use lane::{Done, Lane};

@@ -69,7 +69,9 @@ pub enum PoolError {
         name: String,
     },
     /// A size of the journal that cannot be.
-    #[error("a journal of {bytes} bytes is not possible; {MIN_JOURNAL_BYTES} to {MAX_JOURNAL_BYTES}")]
+    #[error(
+        "a journal of {bytes} bytes is not possible; {MIN_JOURNAL_BYTES} to {MAX_JOURNAL_BYTES}"
+    )]
     Journal {
         /// What was given.
         bytes: u64,

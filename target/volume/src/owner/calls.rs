@@ -11,9 +11,7 @@ use super::changes::{Change, Member};
 use super::info::{PoolInfo, VolumeInfo};
 use super::{Owner, Planted};
 use crate::format::{Extent, Record, VolumeDescriptor, VolumeKind, is_name};
-use crate::limits::{
-    CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS,
-};
+use crate::limits::{CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS};
 use crate::shared::{ToLane, VolumeHandle};
 
 /// A request.
@@ -249,9 +247,7 @@ impl Owner {
                     let write = &self.writes[*write as usize];
                     write.volume == *id && write.head == settling.head
                 };
-                !grace
-                    || (self.epoch.is_over(settling.epoch)
-                        && !self.launched.iter().any(late))
+                !grace || (self.epoch.is_over(settling.epoch) && !self.launched.iter().any(late))
             })
             .map(|(id, _)| id)
             .collect();
@@ -286,9 +282,10 @@ impl Owner {
     fn poll_waiting(&mut self) {
         let closed = self.closing.closed_before;
         for waiting in std::mem::take(&mut self.calls.waiting) {
-            let settled = waiting.settling.iter().all(|id| {
-                self.volumes.get(id).is_none_or(|volume| volume.settling.is_none())
-            });
+            let settled = waiting
+                .settling
+                .iter()
+                .all(|id| self.volumes.get(id).is_none_or(|volume| volume.settling.is_none()));
             if self.journal.is_broken() {
                 self.reply(waiting.id, Err(VolumeError::Broken));
             } else if waiting.sequence >= closed || !settled {
@@ -359,7 +356,9 @@ impl Owner {
                 let change = Change::Rollback { id: volume, to, kept };
                 self.commit_change(id, &change, vec![], vec![volume])?;
             }
-            Call::Resize { name, bytes, force } => return self.begin_resize(id, name, *bytes, *force),
+            Call::Resize { name, bytes, force } => {
+                return self.begin_resize(id, name, *bytes, *force);
+            }
             Call::Describe { name, rename, labels, description } => {
                 let volume = self.find(name)?;
                 let change = self.describe(volume, rename, labels, description)?;
@@ -442,7 +441,7 @@ impl Owner {
         check_size(name, bytes, descriptor.block_bytes)?;
         if bytes < descriptor.bytes {
             let root = self.volumes[&volume].root();
-            if !force && self.tree.has_blocks_from(root, bytes.div_ceil(4096)) {
+            if !force && self.has_blocks_from(root, bytes.div_ceil(4096)) {
                 return Err(VolumeError::Written { name: name.to_owned(), bytes });
             }
             let blocks = bytes / u64::from(descriptor.block_bytes);

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Item, Owner};
 use super::volume::{Settling, Volume};
+use super::{Item, Owner};
 use crate::format::VolumeDescriptor;
-use crate::map::Release;
 use crate::limits::{BLOCK_BYTES, MAX_VOLUME_CLUSTERS};
+use crate::map::Release;
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ impl Owner {
         known
     }
 
-    fn next_head(&mut self) -> u64 {
+    pub(super) fn next_head(&mut self) -> u64 {
         self.last_head += 1;
         self.last_head
     }
@@ -99,7 +99,7 @@ impl Owner {
     fn delete(&mut self, id: u32, sequence: u64) {
         let Some(mut volume) = self.volumes.remove(&id) else { return };
         volume.handle.closed.store(true, Ordering::Release);
-        self.space.end_run(&mut volume.run);
+        self.space.close_run(&mut volume.run);
         self.releases.add_item(sequence, Item::Map(Release::Root(volume.root())));
         if !volume.extent.is_absent() {
             self.old_pages.push(volume.extent);

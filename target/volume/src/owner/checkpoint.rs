@@ -234,10 +234,8 @@ impl Owner {
     fn write_superblocks(&mut self) {
         self.superblock.generation += 1;
         self.superblock.journal_start = self.checkpoint.start;
-        let next_volume = std::mem::replace(
-            &mut self.superblock.next_volume,
-            self.checkpoint.next_volume,
-        );
+        let next_volume =
+            std::mem::replace(&mut self.superblock.next_volume, self.checkpoint.next_volume);
         for (device, bytes) in superblocks(&self.superblock) {
             for offset in slots(self.superblock.generation) {
                 let cluster = (device as u32) << DEVICE_SHIFT;

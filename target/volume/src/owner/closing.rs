@@ -31,9 +31,16 @@ pub(crate) struct Closing {
 enum Step {
     Idle,
     /// Devices are being flushed; what is before `target` had completed when that began.
-    Flushing { target: u64, left: u32, status: Status },
+    Flushing {
+        target: u64,
+        left: u32,
+        status: Status,
+    },
     /// The journal block that says so is on its way.
-    Marking { target: u64, sequence: u64 },
+    Marking {
+        target: u64,
+        sequence: u64,
+    },
 }
 
 impl Closing {
@@ -91,7 +98,7 @@ impl Owner {
         let devices: Vec<usize> = context.devices.volatile().collect();
         self.closing.last = Some(context.now);
         self.closing.flushing.append(&mut self.closing.waiting);
-        let skip = self.planted(Planted::CloseWithoutFlush);
+        let skip = self.bugs.is(Planted::CloseWithoutFlush);
         let left = if skip { 0 } else { devices.len() as u32 };
         for device in devices.into_iter().take(left as usize) {
             context.devices.flush(device, Token::Close);
@@ -126,10 +133,10 @@ impl Owner {
         if !self.journal.has_room(true) {
             return; // a checkpoint is on its way; the step stays
         }
-        let fua = !self.planted(Planted::MarkWithoutFua);
+        let fua = !self.bugs.is(Planted::MarkWithoutFua);
         let sequence = self.journal.mark(target - 1, fua);
         self.closing.step = Step::Marking { target, sequence };
-        if self.planted(Planted::UnguardBeforeMark) {
+        if self.bugs.is(Planted::UnguardBeforeMark) {
             self.closing.closed_before = target;
             self.end_open();
         }

@@ -10,8 +10,7 @@ use uuid::Uuid;
 use crate::devices::{Devices, Place, Token};
 use crate::format::{BlockBuilder, JournalArea, PAGE_BYTES, Record};
 use crate::limits::{
-    CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, JOURNAL_DEPTH, JOURNAL_MARGIN,
-    RECORDS_MARGIN,
+    CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, JOURNAL_DEPTH, JOURNAL_MARGIN, RECORDS_MARGIN,
 };
 
 /// Where a record is: sequence number of its block, and its place among the block's records.

@@ -272,7 +272,9 @@ impl Owner {
     /// What taking nodes apart lets go: pages that the checkpoint on the devices may still name.
     fn keep_pages(&mut self, released: &mut Vec<Release>) {
         for release in released.drain(..) {
-            let Release::Pages(extent) = release else { unreachable!("{release:?} of a free node") };
+            let Release::Pages(extent) = release else {
+                unreachable!("{release:?} of a free node")
+            };
             self.old_pages.push(extent);
         }
     }
@@ -327,4 +329,3 @@ impl Owner {
         });
     }
 }
-

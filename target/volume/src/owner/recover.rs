@@ -20,10 +20,10 @@ use crate::epoch::OwnerEpoch;
 use crate::format::{PAGE_BYTES, PoolState, Record, Superblock, crc64, decode_block};
 use crate::lane::Lane;
 use crate::limits::{
-    BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DEVICE_SHIFT, JOURNAL_BUFFERS, MAX_DEVICES,
-    MAX_VOLUME_BLOCKS, MAX_VOLUME_CLUSTERS,
+    BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, MAX_DEVICES, MAX_VOLUME_BLOCKS,
+    MAX_VOLUME_CLUSTERS,
 };
-use crate::map::{At, Map, Release, Tree};
+use crate::map::{At, Map, Release, Root, Tree};
 use crate::pieces::Pieces;
 use crate::pool::{PoolError, read_label};
 use crate::shared::Shared;
@@ -198,9 +198,16 @@ impl Owner {
     }
 }
 
+/// All is free but superblocks and journal.
 fn empty_space(superblock: &Superblock) -> Space {
     let clusters = superblock.devices.iter().map(|d| if d.present { d.clusters } else { 0 });
-    Space::new(&clusters.collect::<Vec<u32>>())
+    let mut space = Space::new(&clusters.collect::<Vec<u32>>());
+    for area in &superblock.journal {
+        for cluster in 0..area.clusters() {
+            space.mark_fixed(area.first_cluster + cluster);
+        }
+    }
+    space
 }
 
 /// Brings an empty owner to where the pool was.
@@ -214,6 +221,7 @@ impl Recovery<'_> {
     fn run(&mut self) -> Result<(), PoolError> {
         let mut loader = Loader::new(self.devices, self.io);
         loader.load(self.owner)?;
+        self.owner.count();
         let blocks = self.read_journal()?;
         self.replay(&blocks)?;
         // What was read may be in a volatile cache: it must not be lost after something has been
@@ -350,48 +358,21 @@ impl Recovery<'_> {
         good
     }
 
-    /// Counts what the maps hold, and begins a new incarnation.
+    /// Frees what replay let go, and begins a new incarnation. Nobody reads yet, so that needs no
+    /// waiting; pages stay, because the checkpoint on the devices has them.
     fn settle(&mut self, blocks: u64) {
-        // Nobody reads yet, so nodes are free at once. Pages are not: the checkpoint on the devices
-        // has them.
         let owner = &mut *self.owner;
         let mut released = Vec::new();
         for item in owner.releases.drain() {
             match item {
                 Item::Map(Release::Pages(extent)) => owner.old_pages.push(extent),
-                Item::Map(Release::Cluster { .. }) | Item::Blocks { .. } => {}
-                Item::Map(node) => owner.tree.free(node, &mut owner.space, &mut released),
+                Item::Map(release) => owner.tree.free(release, &mut owner.space, &mut released),
+                Item::Blocks { .. } => {}
             }
         }
         while !owner.tree.reap(usize::MAX, &mut owner.space, &mut released) {}
         owner.keep_pages(&mut released);
         owner.volumes.values_mut().for_each(|volume| volume.settling = None);
-        let mut space = empty_space(&owner.superblock);
-        for (index, slot) in owner.superblock.devices.iter().enumerate() {
-            if slot.present {
-                space.mark_fixed((index as u32) << DEVICE_SHIFT);
-            }
-        }
-        for area in &owner.superblock.journal {
-            for cluster in 0..area.clusters() {
-                space.mark_fixed(area.first_cluster + cluster);
-            }
-        }
-        let roots = owner.volumes.values().map(|volume| match volume.handle.read_only() {
-            true => (volume.root(), 0),
-            false => volume.tree(),
-        });
-        let damaged = owner.damaged.iter().filter_map(|damaged| Some((damaged.root?, 0)));
-        let roots: Vec<(u32, u64)> = roots.chain(damaged).collect();
-        owner.tree.recount(&roots, &mut space);
-        owner.tree.for_each_extent(|extent| space.mark_pages(extent.page, extent.pages));
-        let descriptors = owner.volumes.values().map(|volume| volume.extent);
-        let damaged = owner.damaged.iter().map(|damaged| damaged.entry.descriptor);
-        let others = owner.old_pages.iter().chain(&owner.superblock.catalog).copied();
-        for extent in descriptors.chain(damaged).chain(others).filter(|e| !e.is_absent()) {
-            space.mark_pages(extent.page, extent.pages);
-        }
-        owner.space = space;
         let next = owner.superblock.journal_start + blocks;
         if !owner.bugs.is(Planted::OldIncarnation) {
             owner.superblock.incarnation += 1;
@@ -399,6 +380,19 @@ impl Recovery<'_> {
         owner.superblock.state = PoolState::Open;
         owner.journal.restart(owner.superblock.incarnation, next);
         owner.closing = Closing::new(next);
+    }
+}
+
+impl Owner {
+    /// Counts what the loaded maps hold.
+    fn count(&mut self) {
+        let roots = self.volumes.values().map(|volume| match volume.handle.read_only() {
+            true => (volume.root(), 0),
+            false => volume.tree(),
+        });
+        let damaged = self.damaged.iter().filter_map(|damaged| Some((damaged.root?, 0)));
+        let roots: Vec<(Root, u64)> = roots.chain(damaged).collect();
+        self.old_pages.extend(self.tree.recount(&roots, &mut self.space));
     }
 }
 

@@ -87,12 +87,7 @@ impl Releases {
     }
 
     /// The next one whose record is before `closed` and, if `grace`, whose grace period is over.
-    pub(crate) fn pop(
-        &mut self,
-        closed: u64,
-        epoch: &mut OwnerEpoch,
-        grace: bool,
-    ) -> Option<Item> {
+    pub(crate) fn pop(&mut self, closed: u64, epoch: &mut OwnerEpoch, grace: bool) -> Option<Item> {
         while let Some(waiting) = self.list.get_mut(self.stamped)
             && waiting.sequence < closed
         {

@@ -275,7 +275,7 @@ impl Owner {
     }
 
     /// Data and records go out together.
-    fn launch(&mut self, id: u32, context: &mut Context<'_>) {
+    pub(super) fn launch(&mut self, id: u32, context: &mut Context<'_>) {
         let write = &self.writes[id as usize];
         let volume = self.volumes.get(&write.volume);
         if !write.status.is_success() {
