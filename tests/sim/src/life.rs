@@ -88,11 +88,10 @@ impl Life {
                     self.turn(lane)?;
                 }
                 9..=14 if begun < operations => {
-                    begun += 1;
-                    self.submit_any();
+                    begun += u64::from(self.submit_any());
                     self.attack()?;
                 }
-                15 if begun < operations && self.random.one_in(3) => self.plan_any(),
+                15 if begun < operations => self.plan_any(),
                 _ => {}
             }
         }

@@ -82,7 +82,7 @@ impl Pool {
         };
         let lanes = volume::pool::open(&bdevs, options);
         let lanes = lanes.map_err(|error| Failure::Open { reason: error.to_string() })?;
-        Ok(Self {
+        let mut pool = Self {
             lanes,
             world,
             objects: BTreeMap::new(),
@@ -92,7 +92,10 @@ impl Pool {
             begun: Instant::now(),
             done: Vec::new(),
             memory,
-        })
+        };
+        // A lane takes I/O from its first turn on.
+        (0..pool.lanes()).for_each(|lane| _ = pool.turn(lane));
+        Ok(pool)
     }
 
     pub(crate) fn lanes(&self) -> usize {

@@ -50,17 +50,17 @@ const KINDS: &[Op] = &[
 ];
 
 impl Life {
-    /// Submits any I/O to anything that is open, if there is room.
-    pub(crate) fn submit_any(&mut self) {
-        let Some(slot) = self.flights.iter().position(Option::is_none) else { return };
+    /// Submits any I/O to anything that is open, if there is room; whether it did.
+    pub(crate) fn submit_any(&mut self) -> bool {
+        let Some(slot) = self.flights.iter().position(Option::is_none) else { return false };
         let names: Vec<&String> = self.pool.objects.keys().collect();
         if names.is_empty() {
-            return;
+            return false;
         }
         let name = (*self.random.pick(&names)).clone();
         let open = &self.pool.objects[&name];
         if open.closing {
-            return;
+            return false;
         }
         let (block_bytes, blocks) = (open.handle.block_bytes(), open.handle.block_count());
         let is_read_only = open.handle.read_only();
@@ -81,7 +81,7 @@ impl Life {
             Op::Flush => Vec::new(),
             _ => (0..count).map(|_| self.any_blocks(block_bytes, blocks)).collect(),
         };
-        self.submit_io(slot, &name, op, &parts, is_read_only);
+        self.submit_io(slot, &name, op, &parts, is_read_only)
     }
 
     /// A range of blocks of a volume, mostly short, and where others are.
@@ -110,7 +110,7 @@ impl Life {
         op: Op,
         parts: &[Range<u64>],
         is_read_only: bool,
-    ) {
+    ) -> bool {
         let lane = self.random.below(self.pool.lanes() as u64) as usize;
         let open = &self.pool.objects[name];
         let (channel, block_bytes) = (open.channels[lane], open.handle.block_bytes());
@@ -156,13 +156,14 @@ impl Life {
             if let Some(open) = self.pool.objects.get_mut(name) {
                 open.in_flight += 1;
             }
-            return;
+            return true;
         }
         match expected {
             Expected::Since(since) => self.model.cancel(since),
             Expected::Change(operation) => self.model.cancel_write(name, &units, operation),
             Expected::Refusal => {}
         }
+        false
     }
 
     /// Tells the model of what has ended.
@@ -184,12 +185,7 @@ impl Life {
         Ok(())
     }
 
-    fn end_flight(
-        &mut self,
-        slot: usize,
-        flight: &Flight,
-        status: Status,
-    ) -> Result<(), Failure> {
+    fn end_flight(&mut self, slot: usize, flight: &Flight, status: Status) -> Result<(), Failure> {
         let Flight { name, op, units, expected } = flight;
         let success = status.is_success();
         let is_full = status.code_and_type() == Status::CAPACITY_EXCEEDED;
@@ -227,4 +223,3 @@ impl Life {
         self.flights.iter().any(Option::is_some)
     }
 }
-
