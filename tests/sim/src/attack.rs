@@ -33,6 +33,7 @@ fn recover(
     depth: u64,
 ) -> Result<Statistics, Failure> {
     let mut random = Random::new(seed);
+    tracing::debug!(step = image.step, ?end, depth, "end");
     let mut statistics = Statistics { points: 1, ..Statistics::default() };
     let world = World::over(random.draw(), image);
     if depth < 2 && random.one_in(8) {

@@ -100,6 +100,7 @@ impl Life {
             },
             Plan::Checkpoint => Call::Checkpoint,
         };
+        tracing::debug!(step = self.pool.world.step(), ?call, "asked");
         let id = self.pool.call(call);
         self.asked = Some(Asked { id, plan, since });
     }
@@ -110,6 +111,7 @@ impl Life {
         reply: Result<Reply, VolumeError>,
     ) -> Result<(), Failure> {
         let success = reply.is_ok();
+        tracing::debug!(step = self.pool.world.step(), ?reply, "answered");
         match &reply {
             Ok(_) => self.statistics.calls += 1,
             Err(VolumeError::InUse { .. } | VolumeError::Written { .. }) => {

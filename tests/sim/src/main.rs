@@ -30,6 +30,9 @@ struct Arguments {
     /// A bug to plant; only in builds with debug assertions.
     #[arg(long, value_parser = planted)]
     planted: Option<Planted>,
+    /// What happens, to standard error: `debug`, or `trace` for what the devices see.
+    #[arg(long)]
+    log: Option<tracing::Level>,
     /// Seeds that run at a time; by default as many as there are cores.
     #[arg(long)]
     jobs: Option<usize>,
@@ -60,6 +63,10 @@ struct Progress {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(level) = arguments.log {
+        let subscriber = tracing_subscriber::fmt().without_time().with_max_level(level);
+        subscriber.with_writer(std::io::stderr).init();
+    }
     let begun = Instant::now();
     let bar = match std::io::stderr().is_terminal() {
         true => ProgressBar::new(arguments.seeds),

@@ -150,7 +150,9 @@ impl Life {
         };
         let has_data = !matches!(op, Op::Flush | Op::WriteZeroes { .. });
         let io = Io { tag: slot as u32, op, slba, block_count, buffer: has_data.then_some(buffer) };
+        let step = self.pool.world.step();
         if self.pool.submit(lane, channel, io) {
+            tracing::debug!(step, lane, slot, name, ?op, ?units, ?expected, "submitted");
             let flight = Flight { name: name.to_owned(), op, units, expected };
             self.flights[slot] = Some(flight);
             if let Some(open) = self.pool.objects.get_mut(name) {
@@ -179,6 +181,8 @@ impl Life {
                 open.in_flight -= 1;
             }
             self.statistics.ios += 1;
+            let step = self.pool.world.step();
+            tracing::debug!(step, slot, status = ?completion.status, "ended");
             self.end_flight(slot, &flight, completion.status)?;
             self.step_on()?;
         }

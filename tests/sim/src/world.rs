@@ -247,6 +247,8 @@ impl Channel for SimChannel {
         state.now += 1;
         let device = &mut state.devices[self.device];
         device.submit(self.channel, io, state.now, &mut state.random)?;
+        let (device, step) = (self.device, state.step);
+        tracing::trace!(step, device, op = ?io.op, slba = io.slba, count = io.block_count, "I/O");
         let what = (self.device as u64) << 56 ^ u64::from(io.block_count) << 40 ^ io.slba;
         state.trace = mix(state.trace ^ what);
         if !matches!(io.op, Op::Read | Op::Compare) {
