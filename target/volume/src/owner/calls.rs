@@ -259,7 +259,8 @@ impl Owner {
     }
 
     fn poll_freezing(&mut self) {
-        if self.freezing.as_ref().is_none_or(|freezing| freezing.left > 0) {
+        let room = self.journal.has_room(true) || self.journal.is_broken();
+        if !room || self.freezing.as_ref().is_none_or(|freezing| freezing.left > 0) {
             return;
         }
         let Some(Freezing { id, volumes, change, .. }) = self.freezing.take() else { return };
