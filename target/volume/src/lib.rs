@@ -6,5 +6,9 @@
 //! What it does not do: mirroring, checksums of data at rest, compression, encryption, quotas.
 #![forbid(unsafe_code)]
 
+pub mod epoch;
 pub mod format;
 pub mod limits;
+pub mod map;
+pub mod space;
+mod sync;

@@ -54,3 +54,26 @@ const _: () = assert!(
         + 1024
         <= MAX_DESCRIPTOR_PAGES as usize * BLOCK_BYTES as usize
 );
+
+/// Roots, directories, leaves and lines that the first segments of a map's tables have room for.
+pub const FIRST_ROOTS: usize = 16;
+/// See [`FIRST_ROOTS`].
+pub const FIRST_DIRECTORIES: usize = 16;
+/// See [`FIRST_ROOTS`].
+pub const FIRST_LEAVES: usize = 64;
+/// See [`FIRST_ROOTS`].
+pub const FIRST_LINES: usize = 1024;
+/// Epochs in which a lane may have I/Os in flight at a time.
+pub const LANE_EPOCHS: usize = 64;
+
+/// Free clusters that a stream has for itself: 4 MiB.
+pub const WINDOW_CLUSTERS: u32 = 64;
+/// The share of a pool that data leaves to metadata, and the least number of clusters.
+pub const RESERVE_DIVISOR: u64 = 256;
+/// See [`RESERVE_DIVISOR`].
+pub const MIN_RESERVE_CLUSTERS: u64 = 16;
+/// Clusters whose counts grow together.
+pub const COUNT_CHUNK: usize = 4096;
+
+const _: () =
+    assert!(WINDOW_CLUSTERS == u64::BITS, "a window is a word of the map of free clusters");
