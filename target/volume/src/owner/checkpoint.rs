@@ -253,6 +253,11 @@ impl Owner {
         self.superblock.next_volume = next_volume;
     }
 
+    /// Whether one is under way.
+    pub(super) fn is_checkpointing(&self) -> bool {
+        self.checkpoint.step != Step::Idle
+    }
+
     fn end_checkpoint(&mut self) {
         self.free_replaced();
         self.tree.end_checkpoint();
