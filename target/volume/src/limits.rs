@@ -116,3 +116,5 @@ pub const COUNT_CHUNK: usize = 4096;
 
 const _: () =
     assert!(WINDOW_CLUSTERS == u64::BITS, "a window is a word of the map of free clusters");
+/// Leaves of each of two trees that one call of diff looks at.
+pub const DIFF_LEAVES: usize = 64;

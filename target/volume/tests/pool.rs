@@ -219,3 +219,42 @@ fn a_group_of_snapshots_is_of_one_instant() {
     assert_eq!(made.len(), 2);
     assert!(made[0].group.is_some() && made[0].group == made[1].group);
 }
+
+#[test]
+fn a_diff_names_what_was_written_between_two_snapshots() {
+    let mut rig = Rig::new(&[64 * MIB]);
+    rig.create("a", 16 * MIB, 4096);
+    let a = rig.open("a");
+    rig.write(a, 0, &[1; 1 << 20]);
+    rig.snapshot("a", "s1");
+    rig.write(a, 8192, &[2; 8192]);
+    rig.write(a, 2 * MIB, &[2; 4096]);
+    rig.snapshot("a", "s2");
+    rig.write(a, 0, &[3; 4096]);
+    let diff = |from: Option<&str>| Call::Diff {
+        from: from.map(str::to_owned),
+        to: "s2".into(),
+        start: 0,
+    };
+    let Ok(Reply::Extents(extents, None)) = rig.call(diff(Some("s1"))) else { panic!() };
+    assert_eq!(extents, [(8192, 8192), (2 * MIB, 4096)]);
+    let Ok(Reply::Extents(extents, None)) = rig.call(diff(None)) else { panic!() };
+    assert_eq!(extents, [(0, MIB), (2 * MIB, 4096)]);
+}
+
+#[test]
+fn a_promoted_clone_has_the_snapshots_that_both_come_from() {
+    let mut rig = Rig::new(&[64 * MIB]);
+    rig.create("a", MIB, 4096);
+    ["s1", "s2", "s3"].iter().for_each(|name| rig.snapshot("a", name));
+    rig.call(Call::Clone { snapshot: "s2".into(), name: "c".into(), read_only: false }).unwrap();
+    rig.call(Call::Promote("c".into())).unwrap();
+    rig.reopen();
+    let Ok(Reply::Volumes(volumes)) = rig.call(Call::List) else { panic!() };
+    let line = |name| volumes.iter().find(|v| v.name == name).unwrap().line.clone();
+    assert_eq!(
+        ["s1", "s2", "s3"].map(line),
+        [Some("c".into()), Some("c".into()), Some("a".into())]
+    );
+    rig.call(Call::Delete("a".into())).unwrap();
+}

@@ -121,6 +121,10 @@ pub struct VolumeDescriptor {
     pub created_s: u64,
     /// Of a snapshot: the group it was taken in.
     pub group: Option<Uuid>,
+    /// Of a snapshot: the volume whose line it is in, which it was taken of unless a clone was
+    /// promoted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
     /// The root of its map; absent if it reads as zeroes.
     pub root: Extent,
 }

@@ -204,6 +204,7 @@ fn descriptor() -> impl Strategy<Value = VolumeDescriptor> {
                 description: text,
                 created_s,
                 group,
+                line: parent.map(|parent| parent ^ 1),
                 root,
             }
         },
@@ -557,6 +558,7 @@ fn plain_descriptor() -> VolumeDescriptor {
         description: String::new(),
         created_s: u64::MAX,
         group: Some(POOL),
+        line: Some(3),
         root: Extent { page: u64::from(u32::MAX) * 16, pages: 4, crc: u64::MAX },
     }
 }

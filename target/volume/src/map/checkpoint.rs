@@ -170,6 +170,14 @@ impl Tree {
         self.roots[root].extent
     }
 
+    /// Calls `f` for where each node is on disk, those that are going away too.
+    pub fn for_each_extent(&self, mut f: impl FnMut(Extent)) {
+        for nodes in [&self.roots, &self.directories, &self.leaves] {
+            let all = nodes.numbers().map(|number| nodes[number].extent);
+            all.filter(|extent| extent.pages > 0).for_each(&mut f);
+        }
+    }
+
     #[inline]
     pub(super) fn is_due(&self, leaf: u32) -> bool {
         self.leaves[leaf].due == self.dirty.number

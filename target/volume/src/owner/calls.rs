@@ -69,6 +69,21 @@ pub enum Call {
     List,
     /// The pool.
     Info,
+    /// Takes the place of what it was cloned from: the snapshots that both have in common are its own
+    /// from here on. No data is copied, and no map is changed.
+    Promote(String),
+    /// Extents whose blocks are not at the same place in two snapshots or volumes: what was
+    /// written between them, or never in one of them.
+    Diff {
+        /// The earlier one; `None` for what the other has at all.
+        from: Option<String>,
+        /// The later one.
+        to: String,
+        /// First byte to be looked at.
+        start: u64,
+    },
+    /// Compares all counts with what the maps say. Answered with what is wrong.
+    Check,
     /// Takes a checkpoint; answered when it is on the devices.
     Checkpoint,
 }
@@ -99,6 +114,10 @@ pub enum Reply {
     Volumes(Vec<VolumeInfo>),
     /// Of [`Call::Info`].
     Pool(PoolInfo),
+    /// Of [`Call::Diff`]: first byte and number of bytes of each, and where to go on.
+    Extents(Vec<(u64, u64)>, Option<u64>),
+    /// Of [`Call::Check`]: what is wrong.
+    Faults(Vec<String>),
 }
 
 /// Why a call is refused.
@@ -259,7 +278,8 @@ impl Owner {
     }
 
     fn poll_freezing(&mut self) {
-        if self.freezing.as_ref().is_none_or(|freezing| freezing.left > 0) {
+        let room = self.journal.has_room(true) || self.journal.is_broken();
+        if !room || self.freezing.as_ref().is_none_or(|freezing| freezing.left > 0) {
             return;
         }
         let Some(Freezing { id, volumes, change, .. }) = self.freezing.take() else { return };
@@ -386,6 +406,20 @@ impl Owner {
                 return Ok(Some(Reply::Volumes(infos.collect())));
             }
             Call::Info => return Ok(Some(Reply::Pool(self.pool_info()))),
+            Call::Promote(name) => {
+                let volume = self.find(name)?;
+                self.check_kind(volume, false)?;
+                self.commit_change(id, &Change::Promote { id: volume }, vec![], vec![volume])?;
+            }
+            Call::Diff { from, to, start } => {
+                let from = from.as_ref().map(|name| self.find(name)).transpose()?;
+                let to = self.find(to)?;
+                return Ok(Some(self.diff(from, to, *start)));
+            }
+            Call::Check if self.is_checkpointing() => {
+                self.calls.queue.push_front((id, call.clone()));
+            }
+            Call::Check => return Ok(Some(Reply::Faults(self.check()))),
             Call::Checkpoint => self.calls.checkpoints.push(id),
         }
         Ok(None)
@@ -517,6 +551,7 @@ impl Owner {
             description: create.description.clone(),
             created_s: self.calls.now_s,
             group: None,
+            line: None,
             root: Extent::default(),
         };
         check_descriptor(&descriptor)?;
@@ -526,9 +561,9 @@ impl Owner {
     /// A snapshot or clone of `source`.
     fn derived(&self, source: u32, name: &str, kind: VolumeKind) -> VolumeDescriptor {
         let source = &self.volumes[&source].descriptor;
-        let parent = match kind {
-            VolumeKind::Volume => Some(source.id),
-            VolumeKind::Snapshot => source.parent,
+        let (parent, line) = match kind {
+            VolumeKind::Volume => (Some(source.id), None),
+            VolumeKind::Snapshot => (source.parent, Some(source.id)),
         };
         VolumeDescriptor {
             id: self.superblock.next_volume,
@@ -542,6 +577,7 @@ impl Owner {
             description: String::new(),
             created_s: self.calls.now_s,
             group: None,
+            line,
             root: Extent::default(),
             ..source.clone()
         }

@@ -30,6 +30,8 @@ pub(crate) enum Change {
     Resize { id: u32, bytes: u64 },
     /// A volume is what the snapshot is; what it was becomes another snapshot.
     Rollback { id: u32, to: u32, kept: VolumeDescriptor },
+    /// A clone takes the place of what it was cloned from.
+    Promote { id: u32 },
 }
 
 /// A snapshot of a group.
@@ -75,6 +77,7 @@ impl Owner {
                 }
             }
             Change::Resize { id, bytes } => self.resize(*id, *bytes, sequence),
+            Change::Promote { id } => self.promote(*id),
             Change::Rollback { id, to, kept } => self.roll_back(*id, *to, kept, sequence),
         }
     }
@@ -148,6 +151,18 @@ impl Owner {
         tree.clear_range(root, head, first, last - first, space, &mut released);
         self.releases.add(sequence, &mut released);
         self.released = released;
+    }
+
+    /// The snapshots from which it comes are of its line from here on.
+    fn promote(&mut self, id: u32) {
+        let mut next = self.volumes.get(&id).and_then(|volume| volume.descriptor.parent);
+        while let Some(snapshot) = next.and_then(|parent| self.volumes.get_mut(&parent)) {
+            next = snapshot.descriptor.parent;
+            if snapshot.is_snapshot() && snapshot.descriptor.line != Some(id) {
+                snapshot.descriptor.line = Some(id);
+                snapshot.changed = true;
+            }
+        }
     }
 
     fn roll_back(&mut self, id: u32, to: u32, kept: &VolumeDescriptor, sequence: u64) {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::Owner;
+use super::{Owner, Reply};
 use crate::format::VolumeKind;
-use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES};
+use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DIFF_LEAVES};
 use crate::map::Root;
 
 /// A volume or snapshot.
@@ -20,6 +20,8 @@ pub struct VolumeInfo {
     pub kind: VolumeKind,
     /// Name of what it was made from, if that is still there.
     pub parent: Option<String>,
+    /// Of a snapshot: name of the volume whose line it is in, if that is still there.
+    pub line: Option<String>,
     /// What hosts know it by.
     pub uuid: Uuid,
     /// It takes no writes.
@@ -72,12 +74,14 @@ impl Owner {
         let volume = self.volumes.get(&id)?;
         let descriptor = volume.descriptor.clone();
         let parent = descriptor.parent.and_then(|parent| self.volumes.get(&parent));
+        let line = descriptor.line.and_then(|line| self.volumes.get(&line));
         let (mapped, unique) = self.usage(volume.root());
         Some(VolumeInfo {
             id,
             name: descriptor.name,
             kind: descriptor.kind,
             parent: parent.map(|parent| parent.descriptor.name.clone()),
+            line: line.map(|line| line.descriptor.name.clone()),
             uuid: descriptor.uuid,
             read_only: volume.handle.read_only(),
             bytes: descriptor.bytes,
@@ -90,6 +94,27 @@ impl Owner {
             group: descriptor.group,
             users: volume.users,
         })
+    }
+
+    /// What differs between two, as far as one turn may look.
+    pub(super) fn diff(&self, from: Option<u32>, to: u32, start: u64) -> Reply {
+        let map = &self.shared.map;
+        let a = from.map_or(0, |from| self.volumes[&from].root());
+        let b = self.volumes[&to].root();
+        let mut extents: Vec<(u64, u64)> = Vec::new();
+        let first = u32::try_from(start / u64::from(CLUSTER_BYTES)).unwrap_or(u32::MAX);
+        let next = self.tree.diff(a, b, first, DIFF_LEAVES, |index, a, b| {
+            let changed = map.changed_blocks(a, b);
+            for block in (0..CLUSTER_BLOCKS).filter(|block| changed & (1 << block) != 0) {
+                let blocks = u64::from(index) * u64::from(CLUSTER_BLOCKS) + u64::from(block);
+                let byte = blocks * u64::from(BLOCK_BYTES);
+                match extents.last_mut() {
+                    Some((at, bytes)) if *at + *bytes == byte => *bytes += u64::from(BLOCK_BYTES),
+                    _ => extents.push((byte, u64::from(BLOCK_BYTES))),
+                }
+            }
+        });
+        Reply::Extents(extents, next.map(|index| u64::from(index) * u64::from(CLUSTER_BYTES)))
     }
 
     /// Blocks that hold data, and clusters that nothing else holds.

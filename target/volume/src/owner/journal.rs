@@ -134,11 +134,17 @@ impl Journal {
         sequence
     }
 
-    /// Begins a new block unless the present one is empty.
-    pub(crate) fn turn_over(&mut self) {
-        if !self.builder.is_empty() {
+    /// Begins a new block unless the present one is empty. False: there is no room just now.
+    pub(crate) fn turn_over(&mut self) -> bool {
+        if self.builder.is_empty() {
+            return true;
+        }
+        let (used, blocks) = self.usage();
+        let room = used < blocks && !self.buffers.is_empty();
+        if room {
             self.seal(false);
         }
+        room
     }
 
     fn seal(&mut self, fua: bool) {

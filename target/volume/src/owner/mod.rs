@@ -4,6 +4,7 @@
 
 mod calls;
 mod changes;
+mod check;
 mod checkpoint;
 mod clear;
 mod closing;

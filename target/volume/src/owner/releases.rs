@@ -43,6 +43,11 @@ impl Releases {
         self.list.len()
     }
 
+    /// All that wait.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.list.iter().map(|waiting| &waiting.item)
+    }
+
     /// Journal block of the last one.
     pub(crate) fn last_position(&self) -> Option<u64> {
         self.list.back().map(|waiting| waiting.sequence)

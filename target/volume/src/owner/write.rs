@@ -116,6 +116,10 @@ impl Owner {
             self.stalled.push_back(id);
             return Look::Waits;
         }
+        // It may have waited while the volume became smaller.
+        if start + u64::from(bytes) > volume.descriptor.bytes {
+            return Look::Ends(Status::LBA_OUT_OF_RANGE.with_dnr());
+        }
         let tree = volume.tree();
         for part in parts(start, bytes) {
             if let Some(waits) = self.find_obstacle(id, (key, part.entry), tree, part) {
@@ -281,6 +285,7 @@ impl Owner {
         if !write.status.is_success() {
             let status = write.status;
             self.forget_plan(id);
+            self.end_epoch(id, context);
             return self.end_write(id, status);
         }
         // While partly written blocks were read, a snapshot may have been taken: what was own then
@@ -448,7 +453,8 @@ impl Owner {
             let key = (write.volume, touch.part.entry);
             if let Some(state) = self.entries.get_mut(&key) {
                 state.pending &= !touch.mask;
-                state.open_sequence = Some(position.sequence);
+                // Records may complete in another order than they were made.
+                state.open_sequence = state.open_sequence.max(Some(position.sequence));
             }
             self.open.push_back((position.sequence, write.volume, touch.part.entry));
             self.wake_entry(key);

@@ -40,13 +40,23 @@ impl Rig {
         rig
     }
 
+    /// Nothing is lost or counted wrongly.
+    pub fn check(&mut self) {
+        let Ok(Reply::Faults(faults)) = self.call(Call::Check) else { panic!() };
+        assert!(faults.is_empty(), "{faults:#?}");
+    }
+
     /// Ends the pool as a process would that is killed, and opens it again.
     pub fn reopen(&mut self) {
+        if self.lane.is_some() {
+            self.check();
+        }
         self.lane = None;
         self.open.clear();
         let memory = Pool::new(self.arena, 4 << 20, 1 << 20).unwrap();
         let options = OpenOptions { lanes: 1, memory, planted: None };
         self.lane = pool::open(&self.bdevs, options).unwrap().pop();
+        self.check();
     }
 
     fn lane(&mut self) -> &mut Lane {
