@@ -103,8 +103,9 @@ impl<'a> Check<'a> {
         let Some(frozen) = &object.snapshot else { unreachable!("the caller's match") };
         let unit = &self.model.units_of(object)[index as usize];
         if self.end == End::PowerLoss && object.presence.pending && !object.presence.is_there {
-            // Nobody was told of it, so it holds what its volume may have held.
-            return held(name, index, found, unit.durable());
+            // Nobody was told of it. It is of some instant since it was asked for, and may lack
+            // what was not stable then.
+            return held(name, index, found, unit.versions());
         }
         let value = frozen.check(name, index, found, unit)?;
         if frozen.seen[index as usize].is_some() {
@@ -140,7 +141,7 @@ impl<'a> Check<'a> {
                 Some((kept, units)) if self.sizes.contains_key(&kept) => object.set_units(units),
                 _ => {}
             }
-            object.new_size = None;
+            (object.new_size, object.is_freezing) = (None, false);
             object.resize(values.len(), now - 1);
             object.restart(values, now, is_stable);
         }

@@ -79,6 +79,9 @@ pub struct Object {
     /// Units that are not settled; may name one twice.
     pub(crate) busy: Vec<u32>,
     pub(crate) snapshot: Option<Frozen>,
+    /// A snapshot of it has not been answered. Nothing is forgotten meanwhile: that may be of any
+    /// instant since it was asked for.
+    pub(crate) is_freezing: bool,
     /// A rollback that was not answered: the snapshot of what it was, and what it will be.
     pub(crate) rollback: Option<(String, Vec<Unit>)>,
     /// Units that it will have, when the call is answered that changes its size.
@@ -182,7 +185,9 @@ impl Model {
         let horizon = self.horizon();
         let object = self.object(name);
         for unit in units.iter().cloned().flatten() {
-            object.units[unit as usize].prune(horizon);
+            if !object.is_freezing {
+                object.units[unit as usize].prune(horizon);
+            }
             object.units[unit as usize].begin(version);
             object.busy.push(unit as u32);
         }
@@ -245,9 +250,11 @@ impl Model {
                 self.see_snapshot(name, index, found)?;
                 continue;
             }
-            let unit = &mut self.object(name).units[index as usize];
+            let object = self.object(name);
+            let is_freezing = object.is_freezing;
+            let unit = &mut object.units[index as usize];
             let value = held(name, index, found, unit.live(since))?;
-            if is_oldest && since < now {
+            if is_oldest && since < now && !is_freezing {
                 unit.narrow(value, since);
             }
         }
@@ -284,7 +291,9 @@ impl Model {
         for unit in std::mem::take(&mut object.busy) {
             let state = &mut object.units[unit as usize];
             state.flush(since);
-            state.prune(horizon);
+            if !object.is_freezing {
+                state.prune(horizon);
+            }
             if !state.is_settled() {
                 object.busy.push(unit);
             }
@@ -317,7 +326,8 @@ impl Model {
         let cut = self.cuts.len() - 1;
         for (volume, name) in members {
             // Its units come with the answer, or from what a restart finds.
-            let object = &self.objects[volume];
+            let object = self.object(volume);
+            object.is_freezing = true;
             let seen = vec![None; object.units.len()];
             let frozen = Frozen { origin: volume.clone(), cut, asked, seen };
             let snapshot = Object::pending(object.block_bytes, Vec::new(), Some(frozen));
@@ -330,6 +340,7 @@ impl Model {
     pub fn end_snapshots(&mut self, members: &[(String, String)], asked: Time, success: bool) {
         let now = self.tick();
         for (volume, name) in members {
+            self.object(volume).is_freezing = false;
             if success {
                 let units = self.objects[volume].units.clone();
                 let snapshot = self.object(name);
@@ -468,7 +479,8 @@ impl Object {
     fn pending(block_bytes: u32, units: Vec<Unit>, snapshot: Option<Frozen>) -> Self {
         let presence = Presence { is_there: false, pending: true };
         let busy = (0..units.len() as u32).collect();
-        Self { presence, block_bytes, units, busy, snapshot, rollback: None, new_size: None }
+        let (is_freezing, rollback, new_size) = (false, None, None);
+        Self { presence, block_bytes, units, busy, snapshot, is_freezing, rollback, new_size }
     }
 
     /// What its call asked for is so, and outlives everything.
