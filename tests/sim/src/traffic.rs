@@ -13,6 +13,9 @@ use crate::model::Operation;
 use crate::pattern;
 use crate::pool::SLOT_BYTES;
 
+/// Bytes of the unit that the engine maps.
+const MAP_BLOCK_BYTES: u32 = 4096;
+
 /// An I/O in flight.
 #[derive(Clone, Debug)]
 pub(crate) struct Flight {
@@ -196,7 +199,10 @@ impl Life {
         let may_be = match expected {
             Expected::Since(_) => success,
             Expected::Refusal => !success,
-            Expected::Change(_) => success || is_full && matches!(op, Op::Write { .. }),
+            // Parts of blocks are written, and where the block is shared that takes space.
+            Expected::Change(_) => {
+                success || is_full && (matches!(op, Op::Write { .. }) || self.has_parts(units))
+            }
         };
         if !may_be {
             let (what, status) = (format!("{flight:?}"), format!("{status:?}"));
@@ -220,6 +226,13 @@ impl Life {
             (_, Expected::Refusal) => {}
         }
         Ok(())
+    }
+
+    /// Whether one of these ranges begins or ends within a block of the map.
+    fn has_parts(&self, units: &[Range<u64>]) -> bool {
+        let per_block = u64::from(MAP_BLOCK_BYTES / self.model.unit_bytes());
+        let is_whole = |unit: u64| unit.is_multiple_of(per_block);
+        units.iter().any(|units| !is_whole(units.start) || !is_whole(units.end))
     }
 
     /// Whether an I/O is in flight.
