@@ -3,6 +3,8 @@
 //! What is taken is written again, and is what it was: so no two readings of the same bytes exist,
 //! and nothing is taken that this release would not write.
 
+use std::collections::BTreeSet;
+
 use uuid::Uuid;
 use volume::format::{
     BlockBuilder, Catalog, Extent, FormatError, PAGE_BYTES, Part, Superblock, VolumeDescriptor,
@@ -81,6 +83,8 @@ pub fn catalog(bytes: &[u8]) {
     fill(&mut pages);
     match Catalog::decode(&pages) {
         Ok(catalog) => {
+            let numbers: BTreeSet<u32> = catalog.volumes.iter().map(|entry| entry.id).collect();
+            assert_eq!(numbers.len(), catalog.volumes.len(), "one volume for each number");
             catalog.encode(&mut again);
             assert_eq!(Catalog::decode(&again).expect("ours"), catalog);
         }
