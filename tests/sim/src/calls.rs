@@ -31,6 +31,8 @@ pub(crate) struct Asked {
 }
 
 const CLUSTER_BYTES: u64 = 64 << 10;
+/// Sizes of volumes are multiples of this.
+const SIZE_UNIT: u64 = 4096;
 
 impl Life {
     /// Goes on with what is planned, and takes the answer to what was asked.
@@ -181,7 +183,7 @@ impl Life {
             }
             13 | 14 => {
                 let name = self.random.pick(&volumes).clone();
-                let bytes = self.any_size(self.model.block_bytes(&name));
+                let bytes = self.any_size();
                 let force = !self.random.one_in(3);
                 self.script.push_back(Plan::Resize { name, bytes, force });
             }
@@ -194,7 +196,7 @@ impl Life {
         let name = self.new_name("v");
         let smallest = self.model.unit_bytes();
         let block_bytes = if self.random.one_in(2) { 4096 } else { smallest };
-        let bytes = self.any_size(block_bytes);
+        let bytes = self.any_size();
         let create = Plan::Create { name: name.clone(), block_bytes, bytes };
         self.script.extend([create, Plan::Open(name)]);
     }
@@ -240,9 +242,9 @@ impl Life {
         format!("{kind}{}", self.next_name)
     }
 
-    /// A number of blocks, mostly no whole number of clusters.
-    fn any_size(&mut self, block_bytes: u32) -> u64 {
-        let most = self.config.volume_clusters * CLUSTER_BYTES / u64::from(block_bytes);
-        (1 + self.random.below(most)) * u64::from(block_bytes)
+    /// Mostly no whole number of clusters.
+    fn any_size(&mut self) -> u64 {
+        let most = self.config.volume_clusters * CLUSTER_BYTES / SIZE_UNIT;
+        (1 + self.random.below(most)) * SIZE_UNIT
     }
 }

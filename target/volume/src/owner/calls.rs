@@ -11,7 +11,9 @@ use super::changes::{Change, Member};
 use super::info::{PoolInfo, VolumeInfo};
 use super::{Owner, Planted};
 use crate::format::{Extent, Record, VolumeDescriptor, VolumeKind, is_name};
-use crate::limits::{CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS};
+use crate::limits::{
+    BLOCK_BYTES, CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS,
+};
 use crate::shared::{ToLane, VolumeHandle};
 
 /// A request.
@@ -93,7 +95,7 @@ pub enum Call {
 pub struct CreateVolume {
     /// Unique among volumes and snapshots of the pool.
     pub name: String,
-    /// A multiple of the block size, and not zero.
+    /// A multiple of 4096, and not zero.
     pub bytes: u64,
     /// 512 or 4096.
     pub block_bytes: u32,
@@ -472,7 +474,7 @@ impl Owner {
         let volume = self.find(name)?;
         self.check_kind(volume, false)?;
         let descriptor = &self.volumes[&volume].descriptor;
-        check_size(name, bytes, descriptor.block_bytes)?;
+        check_size(name, bytes)?;
         if bytes < descriptor.bytes {
             let root = self.volumes[&volume].root();
             if !force && self.has_blocks_from(root, bytes.div_ceil(4096)) {
@@ -535,7 +537,7 @@ impl Owner {
             );
             return Err(VolumeError::Invalid { reason });
         }
-        check_size(&create.name, create.bytes, create.block_bytes)?;
+        check_size(&create.name, create.bytes)?;
         let descriptor = VolumeDescriptor {
             id: self.superblock.next_volume,
             uuid: Uuid::new_v4(),
@@ -621,11 +623,13 @@ impl Owner {
     }
 }
 
-fn check_size(name: &str, bytes: u64, block_bytes: u32) -> Result<(), VolumeError> {
+/// Whole blocks of the map, whatever the volume's own are: what is cut off then is given up whole,
+/// and reads as zeroes should the volume grow again.
+fn check_size(name: &str, bytes: u64) -> Result<(), VolumeError> {
     let reason = if bytes == 0 {
         "a volume has at least one block"
-    } else if !bytes.is_multiple_of(u64::from(block_bytes)) {
-        "not a multiple of the block size"
+    } else if !bytes.is_multiple_of(u64::from(BLOCK_BYTES)) {
+        "not a multiple of 4096"
     } else if bytes > u64::from(MAX_VOLUME_CLUSTERS) * u64::from(CLUSTER_BYTES) {
         "the largest volume has 32 TiB"
     } else {

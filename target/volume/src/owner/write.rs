@@ -554,11 +554,13 @@ impl Owner {
                 state.pending &= !touch.mask;
                 if touch.position.is_none() && state.cluster == touch.cluster {
                     state.used &= !touch.mask;
+                    if state.used == 0 {
+                        state.cluster = 0;
+                    }
                 }
-                if state.used == 0 && touch.position.is_none() {
-                    self.space.untake(touch.cluster);
-                    state.cluster = 0;
-                }
+            }
+            if touch.position.is_none() {
+                self.untake_if_unused(touch.cluster);
             }
             self.wake_entry(key);
         }
