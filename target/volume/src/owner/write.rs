@@ -162,6 +162,13 @@ impl Owner {
         if present != 0 && self.tree.adopt(at, present, &self.space) {
             own |= present;
         }
+        // The rest of a partly written block is read from where the snapshot has it now. Writes that
+        // began before are still changing it there.
+        let settles = self.volumes.get(&key.0).is_some_and(|volume| volume.settling.is_some());
+        if settles && part.is_partial() && mask & !own != 0 {
+            self.stalled.push_back(id);
+            return Some(Look::Waits);
+        }
         if own == 0 {
             return None;
         }
