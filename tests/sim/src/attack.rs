@@ -75,6 +75,7 @@ fn compare<'a>(
     if info.broken || !info.damaged.is_empty() {
         return Err(Failure::Damaged { what: format!("{info:?}") });
     }
+    pool.check()?;
     let infos = pool.open_all()?;
     let bytes: BTreeMap<String, u64> =
         infos.iter().map(|info| (info.name.clone(), info.bytes)).collect();

@@ -19,6 +19,8 @@ pub(crate) enum Plan {
     Delete(String),
     Open(String),
     Close(String),
+    Promote(String),
+    Check,
     Checkpoint,
 }
 
@@ -100,6 +102,8 @@ impl Life {
                 Some(id) => Call::Close(id),
                 None => return,
             },
+            Plan::Promote(name) => Call::Promote(name),
+            Plan::Check => Call::Check,
             Plan::Checkpoint => Call::Checkpoint,
         };
         tracing::debug!(step = self.pool.world.step(), ?call, "asked");
@@ -152,7 +156,13 @@ impl Life {
                 Ok(Reply::Handle(handle)) => self.pool.attach(&name, &handle),
                 other => return Err(Failure::Reply { reply: format!("{other:?}") }),
             },
-            Plan::Close(_) | Plan::Checkpoint => {}
+            Plan::Check => match reply {
+                Ok(Reply::Faults(faults)) if !faults.is_empty() => {
+                    return Err(Failure::Damaged { what: faults.join("; ") });
+                }
+                _ => {}
+            },
+            Plan::Close(_) | Plan::Promote(_) | Plan::Checkpoint => {}
         }
         Ok(())
     }
@@ -165,7 +175,7 @@ impl Life {
         let (snapshots, volumes): (Vec<String>, Vec<String>) =
             self.model.names().map(str::to_owned).partition(|name| self.model.is_snapshot(name));
         let is_full = volumes.len() + snapshots.len() >= self.config.objects;
-        let kind = self.random.below(16);
+        let kind = self.random.below(18);
         match kind {
             _ if volumes.len() < 2 => self.plan_create(),
             0..=7 if is_full => self.plan_delete(volumes, snapshots),
@@ -188,6 +198,8 @@ impl Life {
                 self.script.push_back(Plan::Resize { name, bytes, force });
             }
             15 => self.script.push_back(Plan::Checkpoint),
+            16 => self.script.push_back(Plan::Check),
+            17 => self.script.push_back(Plan::Promote(self.random.pick(&volumes).clone())),
             _ => {}
         }
     }

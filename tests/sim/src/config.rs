@@ -20,6 +20,8 @@ pub struct Config {
     pub objects: usize,
     /// Clusters of a volume at most.
     pub volume_clusters: u64,
+    /// So many of 16 changes are deallocates and write zeroes.
+    pub clears: u64,
     /// The first life is attacked at one step in so many.
     pub one_in: u64,
     /// A bug to be found.
@@ -32,26 +34,31 @@ impl Config {
         let mut random = Random::of(&[seed, 1]);
         let block_bytes = *random.pick(&[512, 4096, 4096]);
         let count = *random.pick(&[1, 1, 2, 2, 3]);
-        // One pool in four gets full.
-        let mib = if random.one_in(4) { 2 } else { 8 / count + 4 };
-        let volatile = !random.one_in(6);
+        // In a tight pool a cluster is used again as soon as it is free.
+        let is_tight = random.one_in(2);
+        let mib = if is_tight { 2 } else { 8 / count + 4 };
+        let volatile_write_cache = !random.one_in(6);
         let deallocated =
             *random.pick(&[Deallocated::Kept, Deallocated::Garbage, Deallocated::Zeroes]);
+        let slow_one_in = *random.pick(&[8, 32, 128]);
         let device = |_| DeviceConfig {
             bytes: mib << 20,
             block_bytes,
-            volatile_write_cache: volatile,
+            volatile_write_cache,
             deallocated,
             depth: *random.pick(&[4, 16, 64]),
+            slow_one_in,
             faults: Faults::default(),
         };
+        let devices = (0..count).map(device).collect();
         Self {
-            devices: (0..count).map(device).collect(),
-            lanes: *Random::of(&[seed, 2]).pick(&[1, 2, 2, 3, 4]),
+            devices,
+            lanes: *random.pick(&[1, 2, 2, 3, 4]),
             journal_bytes: 256 << 10,
             operations: 400,
-            objects: 8,
-            volume_clusters: 8,
+            objects: if is_tight { 3 + count as usize } else { 8 },
+            volume_clusters: if is_tight { 3 } else { 8 },
+            clears: *random.pick(&[1, 2, 6]),
             one_in: 8,
             planted: None,
         }

@@ -31,6 +31,8 @@ pub struct DeviceConfig {
     pub deallocated: Deallocated,
     /// I/Os that a channel takes before it is busy.
     pub depth: usize,
+    /// One I/O in so many is in flight for very long.
+    pub slow_one_in: u64,
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -64,6 +66,7 @@ impl DeviceConfig {
             volatile_write_cache: true,
             deallocated: Deallocated::Garbage,
             depth: 64,
+            slow_one_in: 64,
             faults: Faults::default(),
         }
     }
@@ -181,7 +184,8 @@ impl Device {
             2 => Transfer::Piecewise,
             _ => Transfer::AtCompletion,
         };
-        let patience = if self.hurries { 0 } else { patience(random) };
+        let slow_one_in = self.config.slow_one_in;
+        let patience = if self.hurries { 0 } else { patience(slow_one_in, random) };
         let (write, due) = (self.next_write, queue.polls + patience);
         self.next_write += 1;
         let mut flight = InFlight { io, write, submitted: now, due, pending: sectors, transfer };
@@ -243,11 +247,13 @@ impl Device {
 }
 
 /// For how many polls of its channel an I/O is in flight: mostly few, sometimes very many.
-fn patience(random: &mut Random) -> u64 {
-    match random.below(64) {
-        0 => random.below(300),
-        1..=7 => random.below(40),
-        8..=31 => random.below(6),
+fn patience(slow_one_in: u64, random: &mut Random) -> u64 {
+    if random.one_in(slow_one_in) {
+        return random.below(400);
+    }
+    match random.below(8) {
+        0 => random.below(40),
+        1..=3 => random.below(6),
         _ => 0,
     }
 }

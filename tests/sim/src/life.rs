@@ -95,6 +95,7 @@ impl Life {
                 _ => {}
             }
         }
+        self.pool.check()?;
         for end in End::ALL {
             let image = self.pool.world.image(end);
             self.attack_image(image)?;

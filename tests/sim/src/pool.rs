@@ -174,6 +174,15 @@ impl Pool {
         }
     }
 
+    /// `pool check`, which must find nothing.
+    pub(crate) fn check(&mut self) -> Result<(), Failure> {
+        match self.ask(Call::Check)? {
+            Reply::Faults(faults) if faults.is_empty() => Ok(()),
+            Reply::Faults(faults) => Err(Failure::Damaged { what: faults.join("; ") }),
+            other => Err(Failure::Reply { reply: format!("{other:?}") }),
+        }
+    }
+
     /// Every lane takes I/O for it from now on.
     pub(crate) fn attach(&mut self, name: &str, handle: &Arc<VolumeHandle>) {
         let attach = |lane: &mut Lane| lane.attach(Arc::clone(handle));

@@ -36,22 +36,6 @@ enum Expected {
     Refusal,
 }
 
-/// The kinds of I/O, as often as they come.
-const KINDS: &[Op] = &[
-    Op::Read,
-    Op::Read,
-    Op::Read,
-    Op::Write { fua: false },
-    Op::Write { fua: false },
-    Op::Write { fua: false },
-    Op::Write { fua: false },
-    Op::Write { fua: false },
-    Op::Write { fua: true },
-    Op::Flush,
-    Op::WriteZeroes { deallocate: true, fua: false },
-    Op::Deallocate { ranges: 1 },
-];
-
 impl Life {
     /// Submits any I/O to anything that is open, if there is room; whether it did.
     pub(crate) fn submit_any(&mut self) -> bool {
@@ -67,24 +51,28 @@ impl Life {
         }
         let (block_bytes, blocks) = (open.handle.block_bytes(), open.handle.block_count());
         let is_read_only = open.handle.read_only();
-        let mut op = *self.random.pick(KINDS);
-        if is_read_only && op != Op::Flush && !self.random.one_in(32) {
-            op = Op::Read;
-        }
-        let random = &mut self.random;
-        match &mut op {
-            Op::WriteZeroes { deallocate, fua } => {
-                (*deallocate, *fua) = (random.one_in(2), random.one_in(4));
-            }
-            Op::Deallocate { ranges } => *ranges = 1 + random.below(3) as u16,
-            _ => {}
-        }
+        let op = self.any_op(is_read_only);
         let count = if let Op::Deallocate { ranges } = op { ranges } else { 1 };
         let parts: Vec<Range<u64>> = match op {
             Op::Flush => Vec::new(),
             _ => (0..count).map(|_| self.any_blocks(block_bytes, blocks)).collect(),
         };
         self.submit_io(slot, &name, op, &parts, is_read_only)
+    }
+
+    /// What comes next, as often as the run's configuration has it.
+    fn any_op(&mut self, is_read_only: bool) -> Op {
+        let random = &mut self.random;
+        match random.below(16) {
+            0..=3 => Op::Read,
+            4 => Op::Flush,
+            _ if is_read_only && !random.one_in(32) => Op::Read,
+            _ if !random.chance(self.config.clears, 16) => Op::Write { fua: random.one_in(6) },
+            _ if random.one_in(2) => {
+                Op::WriteZeroes { deallocate: random.one_in(2), fua: random.one_in(4) }
+            }
+            _ => Op::Deallocate { ranges: 1 + random.below(3) as u16 },
+        }
     }
 
     /// A range of blocks of a volume, mostly short, and where others are.

@@ -258,23 +258,24 @@ impl Owner {
         }
     }
 
-    /// Ends snapshots whose blocks cannot change any more.
+    /// Ends snapshots whose blocks cannot change any more: writes that began before have ended, and
+    /// a flush since has made them durable. Else what somebody has read of the snapshot could be
+    /// undone by power loss.
     fn poll_settling(&mut self) {
         let grace = !self.bugs.is(Planted::SnapshotNotSettled);
-        let settled: Vec<u32> = (self.volumes.iter())
-            .filter_map(|(id, volume)| Some((*id, volume.settling?)))
-            .filter(|(id, settling)| {
-                let late = |write: &u32| {
-                    let write = &self.writes[*write as usize];
-                    write.volume == *id && write.head == settling.head
-                };
-                !grace || (self.epoch.is_over(settling.epoch) && !self.launched.iter().any(late))
-            })
-            .map(|(id, _)| id)
-            .collect();
-        for id in settled {
-            if let Some(volume) = self.volumes.get_mut(&id) {
-                volume.settling = None;
+        for (id, volume) in &mut self.volumes {
+            let Some(settling) = &mut volume.settling else { continue };
+            let late = |write: &u32| {
+                let write = &self.writes[*write as usize];
+                write.volume == *id && write.head == settling.head
+            };
+            match settling.flush {
+                _ if !grace => volume.settling = None,
+                Some(flush) if self.closing.is_flushed(flush) => volume.settling = None,
+                Some(_) => {}
+                None if !self.epoch.is_over(settling.epoch) => {}
+                None if self.launched.iter().any(late) => {}
+                None => settling.flush = Some(self.closing.want_flush()),
             }
         }
     }

@@ -164,7 +164,8 @@ impl Owner {
         }
         // The rest of a partly written block is read from where the snapshot has it now. Writes that
         // began before are still changing it there.
-        let settles = self.volumes.get(&key.0).is_some_and(|volume| volume.settling.is_some());
+        let settling = self.volumes.get(&key.0).and_then(|volume| volume.settling);
+        let settles = settling.is_some_and(|settling| settling.flush.is_none());
         if settles && part.is_partial() && mask & !own != 0 {
             self.stalled.push_back(id);
             return Some(Look::Waits);
