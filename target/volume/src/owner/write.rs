@@ -162,8 +162,8 @@ impl Owner {
         if present != 0 && self.tree.adopt(at, present, &self.space) {
             own |= present;
         }
-        // The rest of a partly written block is read from where the snapshot has it now. Writes that
-        // began before are still changing it there.
+        // The rest of a partly written block is read from where the snapshot has it now. Writes
+        // that began before are still changing it there.
         let settling = self.volumes.get(&key.0).and_then(|volume| volume.settling);
         let settles = settling.is_some_and(|settling| settling.flush.is_none());
         if settles && part.is_partial() && mask & !own != 0 {
