@@ -40,14 +40,12 @@ impl Config {
         let volatile_write_cache = !random.one_in(6);
         let deallocated =
             *random.pick(&[Deallocated::Kept, Deallocated::Garbage, Deallocated::Zeroes]);
-        let slow_one_in = *random.pick(&[8, 32, 128]);
         let device = |_| DeviceConfig {
             bytes: mib << 20,
             block_bytes,
             volatile_write_cache,
             deallocated,
             depth: *random.pick(&[4, 16, 64]),
-            slow_one_in,
             faults: Faults::default(),
         };
         let devices = (0..count).map(device).collect();

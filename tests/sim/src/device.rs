@@ -31,8 +31,6 @@ pub struct DeviceConfig {
     pub deallocated: Deallocated,
     /// I/Os that a channel takes before it is busy.
     pub depth: usize,
-    /// One I/O in so many is in flight for very long.
-    pub slow_one_in: u64,
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -66,7 +64,6 @@ impl DeviceConfig {
             volatile_write_cache: true,
             deallocated: Deallocated::Garbage,
             depth: 64,
-            slow_one_in: 64,
             faults: Faults::default(),
         }
     }
@@ -96,10 +93,14 @@ pub(crate) struct Device {
 }
 
 /// What a channel has in flight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Queue {
     in_flight: Vec<InFlight>,
     polls: u64,
+    /// One I/O in so many takes up to so many polls. Some cores see a slow device and some a fast
+    /// one: what one of them began long ago is still in flight when another has moved on.
+    slow_one_in: u64,
+    slow_polls: u64,
 }
 
 #[derive(Debug)]
@@ -184,8 +185,7 @@ impl Device {
             2 => Transfer::Piecewise,
             _ => Transfer::AtCompletion,
         };
-        let slow_one_in = self.config.slow_one_in;
-        let patience = if self.hurries { 0 } else { patience(slow_one_in, random) };
+        let patience = if self.hurries { 0 } else { queue.patience(random) };
         let (write, due) = (self.next_write, queue.polls + patience);
         self.next_write += 1;
         let mut flight = InFlight { io, write, submitted: now, due, pending: sectors, transfer };
@@ -246,15 +246,23 @@ impl Device {
     }
 }
 
-/// For how many polls of its channel an I/O is in flight: mostly few, sometimes very many.
-fn patience(slow_one_in: u64, random: &mut Random) -> u64 {
-    if random.one_in(slow_one_in) {
-        return random.below(400);
+impl Queue {
+    pub(crate) fn new(random: &mut Random) -> Self {
+        let slow_one_in = *random.pick(&[4, 32, 128]);
+        let slow_polls = *random.pick(&[100, 400, 1000]);
+        Self { in_flight: Vec::new(), polls: 0, slow_one_in, slow_polls }
     }
-    match random.below(8) {
-        0 => random.below(40),
-        1..=3 => random.below(6),
-        _ => 0,
+
+    /// For how many polls an I/O is in flight: mostly few, sometimes very many.
+    fn patience(&self, random: &mut Random) -> u64 {
+        if random.one_in(self.slow_one_in) {
+            return random.below(self.slow_polls);
+        }
+        match random.below(8) {
+            0 => random.below(40),
+            1..=3 => random.below(6),
+            _ => 0,
+        }
     }
 }
 

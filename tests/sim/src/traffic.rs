@@ -13,8 +13,9 @@ use crate::model::Operation;
 use crate::pattern;
 use crate::pool::SLOT_BYTES;
 
-/// Bytes of the unit that the engine maps.
+/// Bytes of the unit that the engine maps, and of the one that it allocates.
 const MAP_BLOCK_BYTES: u32 = 4096;
+const CLUSTER_BYTES: u32 = 64 << 10;
 
 /// An I/O in flight.
 #[derive(Clone, Debug)]
@@ -55,6 +56,10 @@ impl Life {
         let count = if let Op::Deallocate { ranges } = op { ranges } else { 1 };
         let parts: Vec<Range<u64>> = match op {
             Op::Flush => Vec::new(),
+            // Whoever clears mostly clears much, and with that gives clusters back.
+            Op::Deallocate { .. } | Op::WriteZeroes { .. } if self.random.one_in(2) => {
+                vec![self.any_clusters(block_bytes, blocks)]
+            }
             _ => (0..count).map(|_| self.any_blocks(block_bytes, blocks)).collect(),
         };
         self.submit_io(slot, &name, op, &parts, is_read_only)
@@ -92,6 +97,14 @@ impl Life {
             count = u64::from(4096 / block_bytes);
         }
         start..(start + count).min(blocks)
+    }
+
+    /// One or two whole clusters of a volume, as far as it has them.
+    fn any_clusters(&mut self, block_bytes: u32, blocks: u64) -> Range<u64> {
+        let per_cluster = u64::from(CLUSTER_BYTES / block_bytes);
+        let first = self.random.below(blocks.div_ceil(per_cluster));
+        let end = first + 1 + self.random.below(2);
+        first * per_cluster..(end * per_cluster).min(blocks)
     }
 
     fn submit_io(
@@ -134,6 +147,10 @@ impl Life {
             }
             _ => {}
         }
+        let op = match op {
+            Op::Deallocate { .. } => Op::Deallocate { ranges: parts.len() as u16 },
+            other => other,
+        };
         let blocks = if let [part] = parts { part.clone() } else { 0..0 };
         let (slba, block_count) = match op {
             Op::Deallocate { .. } => (0, 0),

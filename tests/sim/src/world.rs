@@ -226,8 +226,10 @@ impl Bdev for SimDevice {
     }
 
     fn open_channel(&self, _core: usize) -> Result<Box<dyn Channel>, BdevError> {
-        let channels = &mut lock(&self.shared).devices[self.index].channels;
-        channels.push(Queue::default());
+        let mut guard = lock(&self.shared);
+        let State { devices, random, .. } = &mut *guard;
+        let channels = &mut devices[self.index].channels;
+        channels.push(Queue::new(random));
         let channel = channels.len() - 1;
         let shared = Arc::clone(&self.shared);
         Ok(Box::new(SimChannel { device: self.index, channel, shared }))
