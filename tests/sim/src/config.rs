@@ -36,6 +36,8 @@ impl Config {
         let count = *random.pick(&[1, 1, 2, 2, 3]);
         // In a tight pool a cluster is used again as soon as it is free.
         let is_tight = random.one_in(2);
+        // In a crowded one all I/Os meet in a few blocks.
+        let is_crowded = random.one_in(3);
         let mib = if is_tight { 2 } else { 8 / count + 4 };
         let volatile_write_cache = !random.one_in(6);
         let deallocated =
@@ -54,10 +56,18 @@ impl Config {
             lanes: *random.pick(&[1, 2, 2, 3, 4]),
             journal_bytes: 256 << 10,
             operations: 400,
-            objects: if is_tight { 3 + count as usize } else { 8 },
-            volume_clusters: if is_tight { 3 } else { 8 },
+            objects: match (is_crowded, is_tight) {
+                (true, _) => 3,
+                (false, true) => 3 + count as usize,
+                (false, false) => 8,
+            },
+            volume_clusters: match (is_crowded, is_tight) {
+                (true, _) => 1,
+                (false, true) => 3,
+                (false, false) => 8,
+            },
             clears: *random.pick(&[1, 2, 6]),
-            one_in: 8,
+            one_in: 16,
             planted: None,
         }
     }

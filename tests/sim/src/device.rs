@@ -135,6 +135,12 @@ impl Device {
         Self { config, store, channels: Vec::new(), hurries: false, next_write: 1 }
     }
 
+    /// Whether a flush is in flight.
+    pub(crate) fn is_flushing(&self) -> bool {
+        let flights = self.channels.iter().flat_map(|queue| &queue.in_flight);
+        flights.into_iter().any(|flight| flight.io.op == Op::Flush)
+    }
+
     /// What the process's death would leave: everything completed, and of what is in flight
     /// whatever may be.
     pub(crate) fn after_process_death(&self, fates: &mut Fates) -> Store {
@@ -185,7 +191,7 @@ impl Device {
             2 => Transfer::Piecewise,
             _ => Transfer::AtCompletion,
         };
-        let patience = if self.hurries { 0 } else { queue.patience(random) };
+        let patience = if self.hurries { 0 } else { queue.patience(io.op, random) };
         let (write, due) = (self.next_write, queue.polls + patience);
         self.next_write += 1;
         let mut flight = InFlight { io, write, submitted: now, due, pending: sectors, transfer };
@@ -254,11 +260,13 @@ impl Queue {
     }
 
     /// For how many polls an I/O is in flight: mostly few, sometimes very many.
-    fn patience(&self, random: &mut Random) -> u64 {
+    fn patience(&self, op: Op, random: &mut Random) -> u64 {
         if random.one_in(self.slow_one_in) {
             return random.below(self.slow_polls);
         }
         match random.below(8) {
+            0 if op == Op::Flush => random.below(1500),
+            _ if op == Op::Flush => random.below(80),
             0 => random.below(40),
             1..=3 => random.below(6),
             _ => 0,

@@ -89,7 +89,11 @@ impl Life {
             12..=14 => (32 << 10) / block_bytes,
             _ => SLOT_BYTES / block_bytes,
         };
-        let hot = if random.one_in(2) { (96 << 10) / u64::from(block_bytes) } else { blocks };
+        let hot = match random.below(4) {
+            0 => (8 << 10) / u64::from(block_bytes),
+            1 | 2 => (96 << 10) / u64::from(block_bytes),
+            _ => blocks,
+        };
         let start = random.below(blocks.min(hot));
         let mut count = 1 + random.below(u64::from(most.max(1)));
         if random.one_in(4) {

@@ -30,7 +30,8 @@ impl End {
 pub enum Watch {
     /// None.
     Nothing,
-    /// One step in so many, by chance, both ends of each; 1 is every step.
+    /// One step in so many, by chance, both ends of each; 1 is every step. Steps with a flush in
+    /// flight come four times as often: what does not wait for it is wrong then.
     OneIn(u64),
     /// This one.
     At(u64, End),
@@ -165,9 +166,13 @@ impl State {
         self.step += 1;
         match self.watch {
             Watch::Nothing => {}
-            // Chance of its own: watching changes nothing of what happens.
-            Watch::OneIn(times) if !Random::of(&[self.seed, self.step]).one_in(times) => {}
-            Watch::OneIn(_) => {
+            Watch::OneIn(times) => {
+                let is_flushing = self.devices.iter().any(Device::is_flushing);
+                let times = if is_flushing { times.div_ceil(4) } else { times };
+                // Chance of its own: watching changes nothing of what happens.
+                if !Random::of(&[self.seed, self.step]).one_in(times) {
+                    return;
+                }
                 let images = End::ALL.map(|end| self.image(end));
                 self.images.extend(images);
             }

@@ -460,13 +460,8 @@ impl Owner {
                 volume.frozen = true;
             }
         }
-        let left = match self.bugs.is(Planted::NoFreeze) {
-            true => 0,
-            false => {
-                self.tell_lanes(&ToLane::Freeze(Arc::clone(&volumes)));
-                self.shared.to_lane.len()
-            }
-        };
+        self.tell_lanes(&ToLane::Freeze(Arc::clone(&volumes)));
+        let left = self.shared.to_lane.len();
         self.freezing = Some(Freezing { left, id, volumes, change });
         Ok(None)
     }
