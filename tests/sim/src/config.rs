@@ -67,7 +67,7 @@ impl Config {
                 (false, false) => 8,
             },
             clears: *random.pick(&[1, 2, 6]),
-            one_in: 16,
+            one_in: 256,
             planted: None,
         }
     }

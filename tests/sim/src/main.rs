@@ -115,7 +115,9 @@ fn run_seeds(arguments: &Arguments, progress: &Progress) {
         if seed >= end {
             break;
         }
-        let outcome = run(seed, &arguments.config(seed));
+        let config = arguments.config(seed);
+        tracing::info!(seed, ?config, "begins");
+        let outcome = run(seed, &config);
         let Ok(mut done) = progress.done.lock() else { break };
         match outcome {
             Ok(summary) => done.0.add(&summary.statistics),
