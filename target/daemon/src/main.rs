@@ -115,6 +115,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
 async fn restore(control: &mut Control, options: &Options) -> anyhow::Result<()> {
     control.restore_devices().await;
     control.restore_bdevs();
+    control.restore_pools().await;
     control.restore_exports();
     control.settle().await?;
     control.restore_listeners(&options.listen)

@@ -1,4 +1,4 @@
-//! The end in good order: hosts first, then the cores, then the SSDs.
+//! The end in good order: hosts first, then the cores, then pools, then the SSDs.
 //!
 //! Hosts see their connections go and come back to the next process. An SSD is told to shut down,
 //! which flushes what it caches, and stays with vfio-pci: its exports are served again after the
@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use super::Control;
-use crate::limits::{DEVICES_END_LIMIT, EXPORTS_END_LIMIT};
+use crate::limits::{DEVICES_END_LIMIT, EXPORTS_END_LIMIT, POOLS_END_LIMIT};
 
 impl Control {
     /// Ends every connection and takes every namespace from the cores.
@@ -32,6 +32,15 @@ impl Control {
         }
     }
 
+    /// Has every pool take a checkpoint, and closes it.
+    pub(super) async fn end_pools(&mut self) {
+        self.begin_close_pools();
+        let limit = Instant::now() + POOLS_END_LIMIT;
+        if !self.wait_until(limit, |control| control.pools.open.is_empty()).await {
+            tracing::warn!("a pool does not close; its journal is replayed at the next start");
+        }
+    }
+
     /// Shuts every SSD down.
     pub(crate) async fn end_devices(&mut self) {
         let now = Instant::now();
@@ -51,6 +60,7 @@ impl Control {
         loop {
             self.drain_ring();
             self.poll_devices(Instant::now());
+            self.poll_pools(Instant::now());
             let done = is_so(self);
             self.handle_outputs();
             self.flush_backlog();

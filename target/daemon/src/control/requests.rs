@@ -13,6 +13,7 @@ use super::Control;
 use super::exports::bdev_error;
 use super::socket::Asked;
 use super::stats::Wanted;
+use super::volumes::Question;
 use crate::options::log_filter;
 use crate::state::{SavedBdev, State};
 
@@ -29,6 +30,26 @@ impl Control {
             Call::DeviceRelease(params) => return self.release_device(&params.bdf, reply),
             Call::Stats(_) => return self.collect_stats(Wanted::Stats(reply)),
             Call::ConnectionList(_) => return self.collect_stats(Wanted::Connections(reply)),
+            Call::PoolCreate(params) => return self.create_pool(params, reply),
+            Call::PoolImport(params) => return self.import_pool(params.name, reply),
+            Call::PoolScan(_) => return self.scan_pools(reply),
+            Call::PoolExport(params) => return self.export_pool(&params.name, reply),
+            Call::PoolList(_) => return self.ask_pools(None, Question::Pools, reply),
+            Call::PoolShow(api::PoolName { name }) => {
+                return self.ask_pools(Some(&name.clone()), Question::Pool(name), reply);
+            }
+            call @ (Call::VolumeCreate(_)
+            | Call::VolumeList(_)
+            | Call::VolumeShow(_)
+            | Call::VolumeDelete(_)
+            | Call::VolumeRename(_)
+            | Call::VolumeResize(_)
+            | Call::VolumeLabel(_)
+            | Call::VolumeRollback(_)
+            | Call::SnapshotCreate(_)
+            | Call::SnapshotList(_)
+            | Call::SnapshotDelete(_)
+            | Call::SnapshotClone(_)) => return self.handle_volume_call(call, reply),
             Call::Version(_) => Ok(json!(self.version())),
             Call::BdevList(_) => Ok(json!(self.bdev_list())),
             Call::BdevCreate(params) => self.create_bdev(params),
@@ -105,6 +126,7 @@ impl Control {
         };
         self.commit(enter, |control| control.bdevs.add(bdev).map_err(bdev_error))?;
         self.serve_waiting(&name);
+        self.wake_pools();
         Ok(json!(self.bdev_list().into_iter().find(|info| info.name == name)))
     }
 

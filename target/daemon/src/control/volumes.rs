@@ -1,0 +1,793 @@
+//! Volumes and snapshots: what callers ask of a pool goes to its owner as a message, and what
+//! becomes of the answer is kept in `Pools::calls` meanwhile.
+//!
+//! A volume that is to be deleted, renamed or rolled back is claimed first, so that nobody exports
+//! it on the way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use api::results::{self, DamagedVolume, PoolState};
+use api::{
+    ErrorCode, Labels, RpcError, SnapshotClone, SnapshotCreate, VolumeCreate, VolumeLabel,
+    VolumeRename, VolumeResize, VolumeRollback,
+};
+use bdev::{Bdev, BdevError};
+use serde_json::{Value, json};
+use volume::{Call, CreateVolume, PoolInfo, VolumeError, VolumeInfo, VolumeKind};
+
+use super::Control;
+use super::exports::{Place, bdev_error, in_use, not_found};
+use super::socket::Reply;
+use super::volume_bdev::VolumeBdev;
+use crate::limits::{MAX_CALLS, MAX_POOL_CALLS, REMOVAL_LIMIT};
+use crate::message::CoreMessage;
+
+/// How full a pool is when it is warned of, in percent.
+const WARNINGS: [u8; 2] = [80, 90];
+
+/// A call that an owner works on.
+pub(super) struct PoolCall {
+    pool: String,
+    then: Then,
+}
+
+/// What becomes of the answer.
+pub(super) enum Then {
+    /// The pool has just been opened, for whoever waits: who it is, then its volumes.
+    Identify(Option<Reply>),
+    Admit(Option<Reply>, Box<PoolInfo>),
+    /// A volume is opened for a namespace.
+    Open(Place),
+    /// Of a volume that was closed.
+    Nothing,
+    Checkpoint,
+    /// How full is it?
+    Watch,
+    Gather(u64),
+    Change(Change, Reply),
+    /// All volumes, after a rollback of this one.
+    RolledBack(String, Reply),
+}
+
+/// A change of volumes.
+pub(super) enum Change {
+    /// They are new; `list`: the caller wants a list.
+    Made { list: bool },
+    Described,
+    Resized(String),
+    Deleted(String),
+    Renamed(String),
+    RolledBack(String),
+}
+
+/// A question to several pools.
+pub(super) struct Gathering {
+    question: Question,
+    reply: Reply,
+    left: usize,
+    found: Vec<Found>,
+}
+
+pub(super) enum Question {
+    Pools,
+    Pool(String),
+    Volumes(Labels),
+    Volume(String),
+    Snapshots(Option<String>),
+}
+
+enum Found {
+    Pool(PoolInfo),
+    Volumes(String, Vec<VolumeInfo>),
+}
+
+/// A rollback of a volume that is exported, until its hosts have seen that the namespace is gone.
+pub(super) struct Rollback {
+    nqn: String,
+    nsid: u32,
+    volume: String,
+    call: Call,
+    reply: Reply,
+    limit: Instant,
+}
+
+impl Control {
+    /// Asks the owner of a pool that is open.
+    pub(super) fn ask_pool(&mut self, pool: &str, call: Call, then: Then) {
+        let Some(open) = self.pools.open.get(pool) else {
+            return self.fail_call(pool, then, &self.unknown_pool(pool));
+        };
+        let place = open.place;
+        assert!(self.pools.calls.len() < MAX_POOL_CALLS, "more calls to pools than can wait");
+        let id = self.pools.next_id;
+        self.pools.next_id += 1;
+        self.pools.calls.insert(id, PoolCall { pool: pool.to_owned(), then });
+        let call = Box::new(call);
+        // Core 0 has the owner's lane.
+        self.tell(0, CoreMessage::PoolCall { pool: place, id, call, now_s: now_s() });
+    }
+
+    pub(super) fn handle_pool_reply(
+        &mut self,
+        id: u64,
+        reply: Result<volume::Reply, VolumeError>,
+    ) {
+        // One of a pool that was lost meanwhile is not waited for any more.
+        let Some(PoolCall { pool, then }) = self.pools.calls.remove(&id) else { return };
+        match reply {
+            Ok(reply) => self.finish_call(&pool, then, reply),
+            Err(error) => self.fail_call(&pool, then, &volume_error(&pool, &error)),
+        }
+    }
+
+    /// Nobody will answer what a pool was asked.
+    pub(super) fn fail_pool_calls(&mut self, pool: &str) {
+        let error = RpcError::new(ErrorCode::Unavailable, format!("pool {pool} is closed"));
+        let lost: Vec<PoolCall> =
+            self.pools.calls.extract_if(|_, call| call.pool == pool).map(|(_, call)| call).collect();
+        lost.into_iter().for_each(|call| self.fail_call(pool, call.then, &error));
+    }
+
+    fn finish_call(&mut self, pool: &str, then: Then, answer: volume::Reply) {
+        use volume::Reply as Answer;
+        match (then, answer) {
+            (Then::Identify(reply), Answer::Pool(info)) => {
+                if let Some(open) = self.pools.open.get_mut(pool) {
+                    open.uuid = info.uuid;
+                    open.damaged.clone_from(&info.damaged);
+                }
+                for (name, reason) in &info.damaged {
+                    tracing::error!(pool, name, reason, "damaged: it cannot be used");
+                }
+                self.ask_pool(pool, Call::List, Then::Admit(reply, Box::new(info)));
+            }
+            (Then::Admit(reply, info), Answer::Volumes(volumes)) => {
+                self.note_volumes(pool, &volumes);
+                match self.admit_pool(pool) {
+                    Ok(()) => {
+                        let info = self.pool_info(&info);
+                        reply.into_iter().for_each(|reply| drop(reply.send(Ok(json!(info)))));
+                    }
+                    Err(error) => self.refuse_pool(pool, reply, error),
+                }
+            }
+            (Then::Open(place), Answer::Handle(handle)) => self.finish_open_volume(place, handle),
+            (Then::Checkpoint, _) => self.handle_checkpoint(pool),
+            (Then::Watch, Answer::Pool(info)) => self.watch_pool(&info),
+            (Then::Gather(id), Answer::Pool(info)) => self.gather(id, Some(Found::Pool(info))),
+            (Then::Gather(id), Answer::Volumes(volumes)) => {
+                self.gather(id, Some(Found::Volumes(pool.to_owned(), volumes)));
+            }
+            (Then::Change(change, reply), answer) => {
+                let volumes = match answer {
+                    Answer::Volumes(volumes) => volumes,
+                    _ => Vec::new(),
+                };
+                self.finish_change_of(pool, change, &volumes, reply);
+            }
+            (Then::RolledBack(volume, reply), Answer::Volumes(volumes)) => {
+                self.note_volumes(pool, &volumes);
+                let rolled = volumes.iter().find(|info| full(pool, &info.name) == volume);
+                let answer = rolled.map(|info| json!(self.volume_info(pool, info)));
+                self.serve_again(&volume, reply, Ok(json!(answer)));
+            }
+            (Then::Nothing, _) => {}
+            (then, answer) => {
+                let message = format!("pool {pool} gave an answer to another question: {answer:?}");
+                self.fail_call(pool, then, &RpcError::new(ErrorCode::Internal, message));
+            }
+        }
+    }
+
+    fn fail_call(&mut self, pool: &str, then: Then, error: &RpcError) {
+        let error = error.clone();
+        match then {
+            Then::Identify(reply) | Then::Admit(reply, _) => self.refuse_pool(pool, reply, error),
+            Then::Open(place) => self.fail_open_volume(place, error),
+            Then::Gather(id) => self.gather(id, None),
+            // Its lanes go all the same: recovery replays the journal.
+            Then::Checkpoint => {
+                tracing::error!(pool, %error, "no checkpoint at its end");
+                self.handle_checkpoint(pool);
+            }
+            Then::Nothing | Then::Watch => {}
+            Then::Change(change, reply) => match change {
+                Change::RolledBack(volume) => self.serve_again(&volume, reply, Err(error)),
+                Change::Deleted(volume) | Change::Renamed(volume) => {
+                    self.bdevs.release(&volume);
+                    let _ = reply.send(Err(error));
+                }
+                Change::Made { .. } | Change::Described | Change::Resized(_) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
+            Then::RolledBack(volume, reply) => self.serve_again(&volume, reply, Err(error)),
+        }
+    }
+
+    fn finish_change_of(
+        &mut self,
+        pool: &str,
+        change: Change,
+        volumes: &[VolumeInfo],
+        reply: Reply,
+    ) {
+        match &change {
+            Change::RolledBack(volume) => {
+                // What was kept is new as well.
+                let then = Then::RolledBack(volume.clone(), reply);
+                return self.ask_pool(pool, Call::List, then);
+            }
+            Change::Deleted(volume) | Change::Renamed(volume) => {
+                self.bdevs.release(volume);
+                self.forget_volume(volume);
+            }
+            Change::Made { .. } | Change::Described | Change::Resized(_) => {}
+        }
+        self.note_volumes(pool, volumes);
+        let infos: Vec<_> = volumes.iter().map(|info| self.volume_info(pool, info)).collect();
+        let answer = match (&change, infos.first()) {
+            (Change::Made { list: true }, _) => json!(infos),
+            (_, Some(info)) => json!(info),
+            (_, None) => json!({}),
+        };
+        match change {
+            Change::Resized(volume) => self.announce_size(&volume, answer, reply),
+            _ => drop(reply.send(Ok(answer))),
+        }
+    }
+
+    /// Makes block devices of volumes that are new, and lets others have their size.
+    fn note_volumes(&mut self, pool: &str, volumes: &[VolumeInfo]) {
+        let Some(open) = self.pools.open.get_mut(pool) else { return };
+        for info in volumes {
+            let name = full(pool, &info.name);
+            match open.volumes.get(&name) {
+                Some(known) => known.resize(info.bytes),
+                None => {
+                    let bdev = Arc::new(VolumeBdev::new(pool, info, open.cache, &open.lost));
+                    match self.bdevs.add(Arc::clone(&bdev) as Arc<dyn Bdev>) {
+                        Ok(()) => drop(open.volumes.insert(name, bdev)),
+                        Err(error) => tracing::error!(%error, "a volume cannot be exported"),
+                    }
+                }
+            }
+        }
+    }
+
+    fn forget_volume(&mut self, name: &str) {
+        if let Some((pool, _)) = api::split_volume_name(name)
+            && let Some(open) = self.pools.open.get_mut(pool)
+        {
+            open.volumes.remove(name);
+        }
+        if let Err(error) = self.bdevs.remove(name) {
+            tracing::error!(%error, "it is not there any more");
+        }
+    }
+
+    pub(super) fn handle_volume_call(&mut self, call: api::Call, reply: Reply) {
+        use api::Call;
+        match call {
+            Call::VolumeCreate(params) => self.create_volume(params, reply),
+            Call::VolumeList(params) => {
+                self.ask_pools(params.pool.as_deref(), Question::Volumes(params.labels), reply);
+            }
+            Call::VolumeShow(params) => {
+                let pool = split(&params.volume).0.to_owned();
+                self.ask_pools(Some(&pool), Question::Volume(params.volume), reply);
+            }
+            Call::VolumeDelete(params) => {
+                self.delete_volume(&params.volume, VolumeKind::Volume, reply);
+            }
+            Call::VolumeRename(params) => self.rename_volume(params, reply),
+            Call::VolumeResize(params) => self.resize_volume(params, reply),
+            Call::VolumeLabel(params) => self.label_volume(params, reply),
+            Call::VolumeRollback(params) => self.rollback_volume(params, reply),
+            Call::SnapshotCreate(params) => self.create_snapshots(params, reply),
+            Call::SnapshotList(params) => {
+                let pool = params.volume.as_deref().map(|volume| split(volume).0.to_owned());
+                self.ask_pools(pool.as_deref(), Question::Snapshots(params.volume), reply);
+            }
+            Call::SnapshotDelete(params) => {
+                self.delete_volume(&params.volume, VolumeKind::Snapshot, reply);
+            }
+            Call::SnapshotClone(params) => self.clone_snapshot(params, reply),
+            // The others are not of volumes; `handle_call` has seen to them.
+            _ => {}
+        }
+    }
+
+    fn create_volume(&mut self, params: VolumeCreate, reply: Reply) {
+        let VolumeCreate { volume, size_bytes, block_bytes, labels, description } = params;
+        let (pool, name) = split(&volume);
+        let create = CreateVolume {
+            name: name.to_owned(),
+            bytes: size_bytes,
+            block_bytes,
+            labels,
+            description,
+            created_s: now_s(),
+        };
+        self.change(pool, Call::Create(create), Change::Made { list: false }, reply);
+    }
+
+    /// Asks a pool for a change, if it serves.
+    fn change(&mut self, pool: &str, call: Call, change: Change, reply: Reply) {
+        match self.pools.is_serving(pool) {
+            true => self.ask_pool(pool, call, Then::Change(change, reply)),
+            false => drop(reply.send(Err(self.unknown_pool(pool)))),
+        }
+    }
+
+    fn delete_volume(&mut self, volume: &str, kind: VolumeKind, reply: Reply) {
+        let checked = self.find_volume(volume, Some(kind));
+        match checked.and_then(|()| self.claim_volume(volume, "a deletion")) {
+            Ok(()) => {
+                let (pool, name) = split(volume);
+                let call = Call::Delete(name.to_owned());
+                self.change(pool, call, Change::Deleted(volume.to_owned()), reply);
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn rename_volume(&mut self, params: VolumeRename, reply: Reply) {
+        let VolumeRename { volume, name: new } = params;
+        let checked = self.find_volume(&volume, None);
+        match checked.and_then(|()| self.claim_volume(&volume, "a rename")) {
+            Ok(()) => {
+                let (pool, name) = split(&volume);
+                let call = Call::Describe {
+                    name: name.to_owned(),
+                    rename: Some(new),
+                    labels: BTreeMap::new(),
+                    description: None,
+                };
+                self.change(pool, call, Change::Renamed(volume.clone()), reply);
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn label_volume(&mut self, params: VolumeLabel, reply: Reply) {
+        let VolumeLabel { volume, labels, description } = params;
+        let (pool, name) = split(&volume);
+        let call = Call::Describe { name: name.to_owned(), rename: None, labels, description };
+        self.change(pool, call, Change::Described, reply);
+    }
+
+    fn create_snapshots(&mut self, params: SnapshotCreate, reply: Reply) {
+        let SnapshotCreate { volumes, name } = params;
+        let pool = volumes.first().map(|volume| split(volume).0.to_owned()).unwrap_or_default();
+        let member = |volume: &String| {
+            let volume = split(volume).1;
+            (volume.to_owned(), api::snapshot_of(volume, &name))
+        };
+        let call = Call::Snapshot(volumes.iter().map(member).collect());
+        self.change(&pool, call, Change::Made { list: true }, reply);
+    }
+
+    fn clone_snapshot(&mut self, params: SnapshotClone, reply: Reply) {
+        let SnapshotClone { snapshot, name, read_only } = params;
+        let (pool, snapshot) = split(&snapshot);
+        let call = Call::Clone { snapshot: snapshot.to_owned(), name, read_only };
+        self.change(pool, call, Change::Made { list: false }, reply);
+    }
+
+    fn resize_volume(&mut self, params: VolumeResize, reply: Reply) {
+        let VolumeResize { volume, size_bytes, force } = params;
+        let (pool, name) = split(&volume);
+        let call = Call::Resize { name: name.to_owned(), bytes: size_bytes, force };
+        self.change(pool, call, Change::Resized(volume.clone()), reply);
+    }
+
+    fn rollback_volume(&mut self, params: VolumeRollback, reply: Reply) {
+        match self.start_rollback(&params) {
+            // Nobody has it.
+            Ok((call, None)) => {
+                let (pool, _) = split(&params.volume);
+                self.change(pool, call, Change::RolledBack(params.volume.clone()), reply);
+            }
+            Ok((call, Some((nqn, nsid)))) => {
+                let reason = format!("{} is being rolled back", params.volume);
+                tracing::info!(nqn, nsid, reason, "taken from its hosts");
+                self.down.insert((nqn.clone(), nsid), reason);
+                assert!(self.pools.rollbacks.len() < MAX_CALLS, "one for each call at most");
+                let (volume, limit) = (params.volume, Instant::now() + REMOVAL_LIMIT);
+                self.pools.rollbacks.push(Rollback { nqn, nsid, volume, call, reply, limit });
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    /// Claims the volume, or takes it from its hosts: then where it was exported comes back.
+    fn start_rollback(
+        &mut self,
+        params: &VolumeRollback,
+    ) -> Result<(Call, Option<(String, u32)>), RpcError> {
+        let VolumeRollback { volume, snapshot, keep, force } = params;
+        self.find_volume(volume, Some(VolumeKind::Volume))?;
+        let (pool, name) = split(volume);
+        self.find_volume(&full(pool, snapshot), Some(VolumeKind::Snapshot))?;
+        let is_free = |kept: &String| self.pools.volume(&full(pool, kept)).is_none();
+        let mut names = (1..).map(|n| api::snapshot_of(name, &format!("before-rollback-{n}")));
+        let kept = match keep {
+            Some(kept) if is_free(kept) => kept.clone(),
+            Some(kept) => {
+                let message = format!("{pool} has a volume or snapshot named {kept} already");
+                return Err(RpcError::new(ErrorCode::Exists, message));
+            }
+            None => names.find(is_free).unwrap_or_default(),
+        };
+        if let Err(reason) = api::check_pool_name(&kept) {
+            let error = RpcError::invalid("keep", reason);
+            return Err(error.with_advice("--keep NAME gives it a name that is not so long"));
+        }
+        let (volume_name, snapshot) = (name.to_owned(), snapshot.clone());
+        let call = Call::Rollback { volume: volume_name, snapshot, kept };
+        let exported = self.exported_as(volume);
+        match (exported, *force) {
+            (Some((nqn, nsid)), true) if self.bdevs.holder(volume).is_some() => {
+                let saved = self.state.export(&nqn).and_then(|export| {
+                    export.namespaces.iter().find(|saved| saved.nsid == nsid).cloned()
+                });
+                let withdrawn = saved.is_some_and(|saved| self.withdraw(&nqn, &saved));
+                match withdrawn {
+                    true => Ok((call, Some((nqn, nsid)))),
+                    false => Err(in_use(format!("namespace {nsid} of {nqn} is on its way"))
+                        .with_advice("try again in a moment")),
+                }
+            }
+            // Exported by what is saved, and down: nobody reaches it.
+            (Some(_), true) | (None, _) => self.claim_for(volume, "a rollback").map(|()| (call, None)),
+            (Some((nqn, _)), false) => {
+                let error = in_use(format!("{volume} is exported as {nqn}"));
+                Err(error.with_found(vec![nqn.clone()]).with_advice(format!(
+                    "unmount it on its hosts, then forebay unexport {nqn}; or --force, which takes \
+                     the namespace from them for as long as it takes"
+                )))
+            }
+        }
+    }
+
+    /// Rolls back volumes whose hosts have seen that the namespace is gone: one that had not would
+    /// take what comes back for what it was, and show what it remembers of it.
+    pub(super) fn poll_rollbacks(&mut self, now: Instant) {
+        for rollback in std::mem::take(&mut self.pools.rollbacks) {
+            let Rollback { nqn, nsid, volume, .. } = &rollback;
+            let unaware = self.target.hosts_with_removed(nqn, *nsid);
+            let held = self.bdevs.holder(volume).is_some();
+            if !held && unaware.is_empty() {
+                let Rollback { volume, call, reply, .. } = rollback;
+                // Nobody holds it; a pool that is gone meanwhile says so.
+                let _ = self.claim_for(&volume, "a rollback");
+                let (pool, _) = split(&volume);
+                self.ask_pool(pool, call, Then::Change(Change::RolledBack(volume.clone()), reply));
+            } else if now < rollback.limit {
+                self.pools.rollbacks.push(rollback);
+            } else {
+                let message = match held {
+                    true => format!("I/O on {volume} does not end"),
+                    false => format!("its hosts do not let go of namespace {nsid} of {nqn}"),
+                };
+                let error = RpcError::new(ErrorCode::Failed, message).with_found(unaware);
+                let error = error.with_advice(format!(
+                    "nothing was rolled back; disconnect them (nvme disconnect -n {nqn}), or \
+                     forebay unexport {nqn} --force"
+                ));
+                let Rollback { volume, reply, .. } = rollback;
+                match held {
+                    true => drop(reply.send(Err(error))),
+                    false => self.serve_again(&volume, reply, Err(error)),
+                }
+            }
+        }
+    }
+
+    /// Ends the claim of a rollback. If the volume was exported it is again, before the answer.
+    fn serve_again(&mut self, volume: &str, reply: Reply, answer: Result<Value, RpcError>) {
+        self.bdevs.release(volume);
+        self.serve_waiting(volume);
+        let place = self.exported_as(volume).and_then(|(nqn, nsid)| {
+            Some((self.target.subsystem(&nqn)?.id().0, nsid))
+        });
+        self.answer_after(place.into_iter().collect(), reply, answer);
+    }
+
+    /// Refuses a name that is of no volume or snapshot, or of the other kind.
+    fn find_volume(&self, name: &str, kind: Option<VolumeKind>) -> Result<(), RpcError> {
+        let Some(volume) = self.pools.volume(name) else { return Err(self.unknown_bdev(name)) };
+        let (pool, _) = split(name);
+        if !self.pools.is_serving(pool) {
+            return Err(in_use(format!("{pool} is being opened or closed; try again in a moment")));
+        }
+        if kind.is_none_or(|kind| kind == volume.kind) {
+            return Ok(());
+        }
+        let (is, advice) = match volume.kind {
+            VolumeKind::Volume => ("a volume, not a snapshot", "forebay snapshot list"),
+            VolumeKind::Snapshot => ("a snapshot, not a volume", "forebay volume list"),
+        };
+        let error = RpcError::new(ErrorCode::InvalidParams, format!("{name} is {is}"));
+        Err(error.with_advice(advice))
+    }
+
+    /// Claims a volume that is not exported.
+    fn claim_volume(&mut self, name: &str, holder: &str) -> Result<(), RpcError> {
+        if let Some((nqn, nsid)) = self.exported_as(name) {
+            let error = in_use(format!("{name} is exported as namespace {nsid} of {nqn}"));
+            let error = error.with_found(vec![nqn.clone()]);
+            return Err(error.with_advice(format!("end that first: forebay unexport {nqn}")));
+        }
+        self.claim_for(name, holder)
+    }
+
+    fn claim_for(&mut self, name: &str, holder: &str) -> Result<(), RpcError> {
+        match self.bdevs.claim(name, holder) {
+            Ok(_) => Ok(()),
+            Err(error @ BdevError::Claimed { .. }) => Err(bdev_error(error)),
+            Err(_) => Err(self.unknown_bdev(name)),
+        }
+    }
+
+    /// As what a block device is exported, be it up or down.
+    pub(super) fn exported_as(&self, bdev: &str) -> Option<(String, u32)> {
+        self.state.exports.iter().find_map(|export| {
+            let saved = export.namespaces.iter().find(|saved| saved.bdev == bdev)?;
+            Some((export.nqn.clone(), saved.nsid))
+        })
+    }
+
+    /// Asks one pool, or all.
+    pub(super) fn ask_pools(&mut self, pool: Option<&str>, question: Question, reply: Reply) {
+        let pools = match pool {
+            Some(pool) if self.pools.is_serving(pool) => vec![pool.to_owned()],
+            Some(pool) if !matches!(question, Question::Pool(_)) => {
+                return drop(reply.send(Err(self.unknown_pool(pool))));
+            }
+            Some(_) => Vec::new(),
+            None => self.pools.serving(),
+        };
+        let id = self.pools.next_id;
+        self.pools.next_id += 1;
+        let call = match question {
+            Question::Pools | Question::Pool(_) => Call::Info,
+            Question::Volumes(_) | Question::Volume(_) | Question::Snapshots(_) => Call::List,
+        };
+        let gathering = Gathering { question, reply, left: pools.len(), found: Vec::new() };
+        if pools.is_empty() {
+            return self.answer_gathering(gathering);
+        }
+        self.pools.gatherings.insert(id, gathering);
+        for pool in pools {
+            self.ask_pool(&pool, call.clone(), Then::Gather(id));
+        }
+    }
+
+    fn gather(&mut self, id: u64, found: Option<Found>) {
+        let Some(gathering) = self.pools.gatherings.get_mut(&id) else { return };
+        gathering.found.extend(found);
+        gathering.left -= 1;
+        if gathering.left == 0
+            && let Some(gathering) = self.pools.gatherings.remove(&id)
+        {
+            self.answer_gathering(gathering);
+        }
+    }
+
+    fn answer_gathering(&self, gathering: Gathering) {
+        let Gathering { question, reply, found, .. } = gathering;
+        let mut infos = Vec::new();
+        let mut volumes = Vec::new();
+        for found in found {
+            match found {
+                Found::Pool(info) => infos.push(info),
+                Found::Volumes(pool, list) => {
+                    volumes.extend(list.iter().map(|info| self.volume_info(&pool, info)));
+                }
+            }
+        }
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        let answer = match question {
+            Question::Pools => Ok(json!(self.pool_infos(&infos))),
+            Question::Pool(name) => {
+                let found = self.pool_infos(&infos).into_iter().find(|info| info.name == name);
+                found.map(|info| json!(info)).ok_or_else(|| self.unknown_pool(&name))
+            }
+            Question::Volumes(labels) => {
+                let has = |info: &results::VolumeInfo| {
+                    labels.iter().all(|(key, value)| info.labels.get(key) == Some(value))
+                };
+                volumes.retain(has);
+                Ok(json!(volumes))
+            }
+            Question::Volume(name) => {
+                let found = volumes.into_iter().find(|info| info.name == name);
+                found.map(|info| json!(info)).ok_or_else(|| self.unknown_bdev(&name))
+            }
+            Question::Snapshots(of) => snapshots(volumes, of.as_deref()).map(|list| json!(list)),
+        };
+        let _ = reply.send(answer);
+    }
+
+    /// All pools: those that have answered, those that are on their way, and those that are down.
+    fn pool_infos(&self, answers: &[PoolInfo]) -> Vec<results::PoolInfo> {
+        let mut all: BTreeMap<String, results::PoolInfo> = BTreeMap::new();
+        for saved in &self.state.pools {
+            let reason = self.pools.down.get(&saved.name);
+            let state = match reason {
+                Some(_) => PoolState::Down,
+                None => PoolState::Changing,
+            };
+            let info = results::PoolInfo {
+                state,
+                reason: reason.cloned(),
+                ..empty_pool(&saved.name, saved.uuid.to_string(), saved.bdevs.clone())
+            };
+            all.insert(saved.name.clone(), info);
+        }
+        for answer in answers {
+            all.insert(answer.name.clone(), self.pool_info(answer));
+        }
+        all.into_values().collect()
+    }
+
+    fn pool_info(&self, info: &PoolInfo) -> results::PoolInfo {
+        let bdevs = self.pools.open.get(&info.name).map(|pool| pool.bdevs.clone());
+        let used_percent = used_percent(info);
+        let mut warnings = Vec::new();
+        if let Some(limit) = WARNINGS.into_iter().rfind(|limit| used_percent >= *limit) {
+            warnings.push(format!("{used_percent} % full, warns at {limit} %"));
+        }
+        if info.broken {
+            warnings.push("takes no writes: its journal cannot be written".to_owned());
+        }
+        let damaged = |(name, reason): &(String, String)| DamagedVolume {
+            name: full(&info.name, name),
+            reason: reason.clone(),
+        };
+        results::PoolInfo {
+            state: PoolState::Open,
+            size_bytes: info.bytes,
+            free_bytes: info.free_bytes,
+            releasing_bytes: info.releasing_bytes,
+            used_percent,
+            journal_used: info.journal.0,
+            journal_blocks: info.journal.1,
+            map_bytes: info.map_bytes,
+            volumes: info.volumes as u64,
+            damaged: info.damaged.iter().map(damaged).collect(),
+            warnings,
+            ..empty_pool(&info.name, info.uuid.to_string(), bdevs.unwrap_or_default())
+        }
+    }
+
+    pub(super) fn volume_info(&self, pool: &str, info: &VolumeInfo) -> results::VolumeInfo {
+        let name = full(pool, &info.name);
+        results::VolumeInfo {
+            kind: match info.kind {
+                VolumeKind::Volume => results::VolumeKind::Volume,
+                VolumeKind::Snapshot => results::VolumeKind::Snapshot,
+            },
+            parent: info.parent.as_ref().map(|parent| full(pool, parent)),
+            uuid: info.uuid.to_string(),
+            read_only: info.read_only,
+            size_bytes: info.bytes,
+            block_bytes: info.block_bytes,
+            mapped_bytes: info.mapped_bytes,
+            unique_bytes: info.unique_bytes,
+            labels: info.labels.clone(),
+            description: info.description.clone(),
+            created_s: info.created_s,
+            group: info.group.map(|group| group.to_string()),
+            claimed_by: self.bdevs.holder(&name).map(str::to_owned),
+            name,
+        }
+    }
+
+    /// Warns once of each threshold that a pool goes beyond.
+    fn watch_pool(&mut self, info: &PoolInfo) {
+        let Some(pool) = self.pools.open.get_mut(&info.name) else { return };
+        let percent = used_percent(info);
+        let reached = WARNINGS.into_iter().rfind(|limit| percent >= *limit).unwrap_or(0);
+        if reached > pool.warned {
+            let free = api::show_size(info.free_bytes);
+            tracing::warn!(pool = info.name, percent, free, "it is getting full");
+        }
+        pool.warned = reached;
+    }
+}
+
+/// Snapshots, of a volume those that are named after it, and those that it comes from.
+fn snapshots(
+    volumes: Vec<results::VolumeInfo>,
+    of: Option<&str>,
+) -> Result<Vec<results::VolumeInfo>, RpcError> {
+    let is_snapshot = |info: &results::VolumeInfo| info.kind == results::VolumeKind::Snapshot;
+    let Some(of) = of else {
+        return Ok(volumes.into_iter().filter(is_snapshot).collect());
+    };
+    let parents: BTreeMap<&str, Option<&str>> =
+        volumes.iter().map(|info| (info.name.as_str(), info.parent.as_deref())).collect();
+    let Some(mut next) = parents.get(of).copied() else {
+        return Err(not_found(format!("no volume is named {of}"))
+            .with_advice("forebay volume list shows those there are"));
+    };
+    let mut line = Vec::new();
+    // No longer than there are volumes, whatever the pool says.
+    while let Some(parent) = next
+        && line.len() < volumes.len()
+    {
+        line.push(parent.to_owned());
+        next = parents.get(parent).copied().flatten();
+    }
+    let prefix = api::snapshot_of(of, "");
+    let wanted = |info: &results::VolumeInfo| {
+        is_snapshot(info) && (info.name.starts_with(&prefix) || line.contains(&info.name))
+    };
+    Ok(volumes.into_iter().filter(wanted).collect())
+}
+
+fn empty_pool(name: &str, uuid: String, bdevs: Vec<String>) -> results::PoolInfo {
+    results::PoolInfo {
+        name: name.to_owned(),
+        uuid,
+        state: PoolState::Changing,
+        reason: None,
+        bdevs,
+        size_bytes: 0,
+        free_bytes: 0,
+        releasing_bytes: 0,
+        used_percent: 0,
+        journal_used: 0,
+        journal_blocks: 0,
+        map_bytes: 0,
+        volumes: 0,
+        damaged: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
+fn used_percent(info: &PoolInfo) -> u8 {
+    let used = u128::from(info.bytes.saturating_sub(info.free_bytes)) * 100;
+    used.checked_div(u128::from(info.bytes)).unwrap_or(0).min(100) as u8
+}
+
+/// `POOL/NAME`.
+fn full(pool: &str, name: &str) -> String {
+    format!("{pool}/{name}")
+}
+
+/// Pool and volume; names were checked when the call was parsed.
+pub(super) fn split(name: &str) -> (&str, &str) {
+    api::split_volume_name(name).unwrap_or((name, ""))
+}
+
+/// Seconds since 1970.
+pub(super) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}
+
+fn volume_error(pool: &str, error: &VolumeError) -> RpcError {
+    let message = format!("pool {pool}: {error}");
+    let plain = |code| RpcError::new(code, &message);
+    match error {
+        VolumeError::Unknown { .. } => {
+            plain(ErrorCode::NotFound).with_advice(format!("forebay volume list {pool}"))
+        }
+        VolumeError::Exists { .. } => plain(ErrorCode::Exists).with_advice("take another name"),
+        VolumeError::InUse { .. } => plain(ErrorCode::InUse),
+        VolumeError::Written { .. } => plain(ErrorCode::NeedsForce)
+            .with_advice("shrink the file system on it first; --force cuts off what is there"),
+        VolumeError::Broken => {
+            plain(ErrorCode::Failed).with_advice("forebay device list shows how the SSDs are")
+        }
+        VolumeError::TooLarge { .. } => {
+            plain(ErrorCode::Limit).with_advice("fewer labels or volumes at a time")
+        }
+        _ => plain(ErrorCode::InvalidParams),
+    }
+}
