@@ -128,7 +128,10 @@ pub fn snapshot_of(volume: &str, name: &str) -> String {
 /// Checks the key of a label: nothing that would not survive `key=value` on a command line.
 pub fn check_label_key(key: &str) -> Result<(), String> {
     if key.is_empty() || key.len() > MAX_LABEL_KEY_BYTES {
-        return Err(format!("a key has 1 to {MAX_LABEL_KEY_BYTES} bytes; {key:?} has {}", key.len()));
+        return Err(format!(
+            "a key has 1 to {MAX_LABEL_KEY_BYTES} bytes; {key:?} has {}",
+            key.len()
+        ));
     }
     match key.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_./".contains(*c))) {
         Some(c) => Err(format!("key {key:?} contains {c:?}; letters, digits, - _ . / are allowed")),

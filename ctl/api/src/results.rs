@@ -133,8 +133,6 @@ pub struct PoolInfo {
     pub journal_used: u64,
     /// Blocks of the journal.
     pub journal_blocks: u64,
-    /// Memory that its maps take, in bytes.
-    pub map_bytes: u64,
     /// Volumes and snapshots in it.
     pub volumes: u64,
     /// Volumes and snapshots that cannot be used.
@@ -185,6 +183,8 @@ pub struct VolumeInfo {
     /// The snapshot that it comes from: of a volume its newest one, or the one that it was cloned
     /// from or rolled back to; of a snapshot the one before it.
     pub parent: Option<String>,
+    /// Of a snapshot: the volume that it is of, if that is still there.
+    pub line: Option<String>,
     /// What hosts know it by.
     pub uuid: String,
     /// It takes no writes.

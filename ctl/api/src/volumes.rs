@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::RpcError;
 use crate::limits::{
-    MAX_DESCRIPTION_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS,
-    MAX_POOL_DEVICES, MAX_SNAPSHOT_GROUP, MIN_JOURNAL_BYTES,
+    MAX_DESCRIPTION_BYTES, MAX_LABEL_VALUE_BYTES, MAX_LABELS, MAX_POOL_DEVICES, MAX_SNAPSHOT_GROUP,
+    MIN_JOURNAL_BYTES,
 };
 use crate::names::{
     check_bdev_name, check_block_bytes, check_pool_name, check_size, check_volume_name, snapshot_of,
@@ -79,7 +79,7 @@ pub struct VolumeList {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotList {
-    /// Only those that are named after this volume, `POOL/NAME`, or that it comes from.
+    /// Only those of this volume, `POOL/NAME`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
 }
@@ -291,4 +291,3 @@ fn check_description(text: &str) -> Result<(), RpcError> {
         None => Ok(()),
     }
 }
-

@@ -44,8 +44,8 @@ pub(crate) enum Token {
     Journal(u64),
     /// A flush for closing.
     Close,
-    /// Pages of a checkpoint, its flushes and superblocks.
-    Checkpoint,
+    /// Pages of a checkpoint, by buffer; its flushes.
+    Checkpoint(u32),
 }
 
 struct Device {

@@ -9,11 +9,11 @@ use bdev::{Busy, Completion, Io, Op};
 use dma::DmaSpan;
 use nvme_spec::status::Status;
 
-use crate::devices::{Devices, Place, Token};
+use crate::devices::{Devices, Token};
 use crate::epoch::{LaneEpoch, Tag};
 use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES, LANE_REQUESTS};
 use crate::owner::{Call, Context, Origin, Owner, Reply, VolumeError};
-use crate::pieces::{Piece, Pieces};
+use crate::pieces::Pieces;
 use crate::shared::{Shared, ToLane, ToOwner, VolumeHandle};
 
 /// The end of an I/O.
@@ -101,13 +101,19 @@ impl Lane {
         self.owner.is_some()
     }
 
-    /// Asks the owner for something; the answer comes by [`Lane::next_reply`] with the same `id`.
+    /// Asks the owner for something, at `now_s` seconds since 1970; the answer comes by
+    /// [`Lane::next_reply`] with the same `id`.
     ///
     /// # Panics
     /// This is not the owner's lane.
-    pub fn call(&mut self, id: u64, call: Call) {
+    pub fn call(&mut self, id: u64, call: Call, now_s: u64) {
         let Some(owner) = &mut self.owner else { panic!("a call on a lane without the owner") };
-        owner.handle_call(id, call);
+        owner.handle_call(id, call, now_s);
+    }
+
+    /// The pool's name, if it takes no writes any more because it cannot write its journal.
+    pub(crate) fn broken_pool(&self) -> Option<String> {
+        self.owner.as_ref()?.broken_pool()
     }
 
     /// The next answer to a call.
@@ -136,13 +142,8 @@ impl Lane {
             return Ok(());
         }
         let Some(slot) = self.vacant.pop() else { return Err(Busy) };
-        self.requests[slot as usize] = Request {
-            tag: io.tag,
-            channel,
-            outstanding: 0,
-            status: Status::SUCCESS,
-            epoch: None,
-        };
+        self.requests[slot as usize] =
+            Request { tag: io.tag, channel, outstanding: 0, status: Status::SUCCESS, epoch: None };
         let shift = handle.block_bytes().trailing_zeros();
         let (start, bytes) = (io.slba << shift, io.block_count << shift);
         match (io.op, io.buffer) {
@@ -303,7 +304,7 @@ fn check(handle: &VolumeHandle, io: &Io, changes: bool) -> Result<(), Status> {
         return Err(Status::NAMESPACE_NOT_READY.with_dnr());
     }
     if changes && handle.read_only() {
-        return Err(Status::ATTEMPTED_WRITE_TO_READ_ONLY_RANGE.with_dnr());
+        return Err(Status::WRITE_TO_READ_ONLY_RANGE.with_dnr());
     }
     if matches!(io.op, Op::Flush | Op::Deallocate { .. }) {
         return Ok(());

@@ -55,3 +55,66 @@ const _: () = assert!(
 );
 const _: () = assert!(2 * RECORDS_MARGIN < JOURNAL_BUFFERS as u64);
 const _: () = assert!(JOURNAL_MARGIN + RECORDS_MARGIN < MIN_JOURNAL_BYTES / 4096 / 2);
+/// Bytes of the largest volume.
+pub const MAX_VOLUME_BYTES: u64 = MAX_VOLUME_CLUSTERS as u64 * CLUSTER_BYTES as u64;
+/// Blocks of the largest volume.
+pub const MAX_VOLUME_BLOCKS: u64 = MAX_VOLUME_BYTES / BLOCK_BYTES as u64;
+/// Blocks of each copy of the journal: 256 MiB.
+pub const MAX_JOURNAL_BLOCKS: u32 = (256 << 20) / BLOCK_BYTES;
+/// Bytes of a change of the catalog in the journal.
+pub const MAX_CHANGE_BYTES: usize = 3584;
+/// Pages of a leaf: its entries, and a line of 64 bytes for each where all are scattered.
+pub const MAX_LEAF_PAGES: u32 = 1 + (LEAF_ENTRIES * 64) as u32 / BLOCK_BYTES;
+/// Pages of a volume's descriptor.
+pub const MAX_DESCRIPTOR_PAGES: u32 = 16;
+/// Bytes of the name of a pool, volume or snapshot.
+pub const MAX_NAME_BYTES: usize = 63;
+/// Labels of a volume.
+pub const MAX_LABELS: usize = 64;
+/// Bytes of a label's key.
+pub const MAX_LABEL_KEY_BYTES: usize = 63;
+/// Bytes of a label's value.
+pub const MAX_LABEL_VALUE_BYTES: usize = 255;
+/// Bytes of a volume's description.
+pub const MAX_DESCRIPTION_BYTES: usize = 1024;
+
+// JSON writes a byte of text as two at most, as there are no control characters but in descriptions
+// (tab and newline, which are two as well). 1024 bytes are ample for what has a fixed size.
+const _: () = assert!(
+    2 * (MAX_LABELS * (MAX_LABEL_KEY_BYTES + MAX_LABEL_VALUE_BYTES + 3)
+        + MAX_DESCRIPTION_BYTES
+        + MAX_NAME_BYTES)
+        + 1024
+        <= MAX_DESCRIPTOR_PAGES as usize * BLOCK_BYTES as usize
+);
+/// Clusters of the smallest device of a pool: 2 MiB.
+pub const MIN_DEVICE_CLUSTERS: u32 = 32;
+/// Releases that are freed in one turn.
+pub const RELEASES_PER_TURN: usize = 1024;
+/// Pages of the catalog: some 40,000 volumes and snapshots.
+pub const MAX_CATALOG_PAGES: u32 = 1024;
+
+/// Roots, directories, leaves and lines that the first segments of a map's tables have room for.
+pub const FIRST_ROOTS: usize = 16;
+/// See [`FIRST_ROOTS`].
+pub const FIRST_DIRECTORIES: usize = 16;
+/// See [`FIRST_ROOTS`].
+pub const FIRST_LEAVES: usize = 64;
+/// See [`FIRST_ROOTS`].
+pub const FIRST_LINES: usize = 1024;
+/// Epochs in which a lane may have I/Os in flight at a time.
+pub const LANE_EPOCHS: usize = 64;
+
+/// Free clusters that a stream has for itself: 4 MiB.
+pub const WINDOW_CLUSTERS: u32 = 64;
+/// The share of a pool that data leaves to metadata, and the least number of clusters.
+pub const RESERVE_DIVISOR: u64 = 256;
+/// See [`RESERVE_DIVISOR`].
+pub const MIN_RESERVE_CLUSTERS: u64 = 16;
+/// Clusters whose counts grow together.
+pub const COUNT_CHUNK: usize = 4096;
+
+const _: () =
+    assert!(WINDOW_CLUSTERS == u64::BITS, "a window is a word of the map of free clusters");
+/// Leaves of each of two trees that one call of diff looks at.
+pub const DIFF_LEAVES: usize = 64;

@@ -13,6 +13,7 @@ use dma::Arena;
 
 mod admin;
 mod capsule;
+mod format;
 mod input;
 mod private_data;
 mod sgl;
@@ -23,6 +24,7 @@ mod tcp_target_engine;
 
 pub use admin::admin;
 pub use capsule::capsule;
+pub use format::{catalog, journal_block, leaf, superblock};
 pub use private_data::private_data;
 pub use sgl::sgl;
 pub use tcp_host::tcp_host;

@@ -51,6 +51,26 @@ fn corpus_of_tcp_target_engine() {
     replay("tcp_target_engine", fuzz_replay::tcp_target_engine);
 }
 
+#[test]
+fn corpus_of_catalog() {
+    replay("catalog", fuzz_replay::catalog);
+}
+
+#[test]
+fn corpus_of_journal_block() {
+    replay("journal_block", fuzz_replay::journal_block);
+}
+
+#[test]
+fn corpus_of_leaf() {
+    replay("leaf", fuzz_replay::leaf);
+}
+
+#[test]
+fn corpus_of_superblock() {
+    replay("superblock", fuzz_replay::superblock);
+}
+
 fn bytes(most: usize) -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..most)
 }
@@ -91,5 +111,25 @@ proptest! {
     #[test]
     fn any_host_of_a_tcp_target(bytes in bytes(2000)) {
         fuzz_replay::tcp_target(&bytes);
+    }
+
+    #[test]
+    fn any_superblock(bytes in bytes(1000)) {
+        fuzz_replay::superblock(&bytes);
+    }
+
+    #[test]
+    fn any_journal_block(bytes in bytes(4096)) {
+        fuzz_replay::journal_block(&bytes);
+    }
+
+    #[test]
+    fn any_leaf(bytes in bytes(8192)) {
+        fuzz_replay::leaf(&bytes);
+    }
+
+    #[test]
+    fn any_catalog(bytes in bytes(2000)) {
+        fuzz_replay::catalog(&bytes);
     }
 }

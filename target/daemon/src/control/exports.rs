@@ -740,7 +740,6 @@ fn new_serial() -> String {
     format!("FB{}", &id[..16])
 }
 
-
 pub(super) fn not_found(message: impl Into<String>) -> RpcError {
     RpcError::new(ErrorCode::NotFound, message)
 }

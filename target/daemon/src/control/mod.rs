@@ -25,6 +25,8 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod volume_bdev;
+#[cfg(test)]
+mod volume_tests;
 mod volumes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

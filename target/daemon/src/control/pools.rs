@@ -16,8 +16,7 @@ use bdev::{Bdev, Health};
 use dma::DmaSpan;
 use serde_json::{Value, json};
 use uuid::Uuid;
-use volume::pool::{CreateOptions, Label, PoolError};
-use volume::{Call, Lane};
+use volume::{Call, CreateOptions, Label, Lane, OpenOptions, PoolError};
 
 use super::Control;
 use super::exports::{bdev_error, in_use, not_found};
@@ -150,7 +149,7 @@ impl Control {
         let job = Job::start(move || {
             let mut buffers = dma::Pool::over(memory, POOL_BLOCK_BYTES);
             volume::pool::create(&pool, &devices, &options, &mut buffers).map_err(pool_error)?;
-            volume::pool::open(&devices, cores, buffers).map_err(pool_error)
+            open(&devices, cores, buffers)
         });
         self.pools.works.push(Work { memory, bdevs, what: What::Open(job, name, Some(reply)) });
     }
@@ -219,9 +218,11 @@ impl Control {
     }
 
     pub(super) fn import_pool(&mut self, name: String, reply: Reply) {
-        let open = self.pools.open.iter().find(|(known, pool)| {
-            **known == name || pool.uuid.to_string() == name
-        });
+        let open = self
+            .pools
+            .open
+            .iter()
+            .find(|(known, pool)| **known == name || pool.uuid.to_string() == name);
         match open {
             Some((name, _)) => {
                 let error = RpcError::new(ErrorCode::Exists, format!("{name} is open already"));
@@ -249,7 +250,7 @@ impl Control {
             Ok(devices) => {
                 let job = Job::start(move || {
                     let mut buffers = dma::Pool::over(memory, POOL_BLOCK_BYTES);
-                    Ok(volume::pool::scan(&devices, &mut buffers))
+                    volume::pool::scan(&devices, &mut buffers).map_err(pool_error)
                 });
                 self.pools.works.push(Work { memory, bdevs, what: What::Search(job, wanted) });
             }
@@ -292,9 +293,8 @@ impl Control {
     /// Pools of the state that are neither open nor on their way.
     fn closed_pools(&self) -> Vec<String> {
         let names = self.state.pools.iter().map(|saved| saved.name.clone());
-        let closed = |name: &String| {
-            !self.pools.open.contains_key(name) && !self.pools.is_opening(name)
-        };
+        let closed =
+            |name: &String| !self.pools.open.contains_key(name) && !self.pools.is_opening(name);
         names.filter(closed).collect()
     }
 
@@ -369,9 +369,8 @@ impl Control {
 
     /// A job is done with memory. What a device may write into still is never used again.
     fn take_memory_back(&self, memory: DmaSpan, bdevs: &[String], error: Option<&RpcError>) {
-        let live = |name: &String| {
-            self.bdevs.get(name).is_none_or(|bdev| bdev.health() == Health::Live)
-        };
+        let live =
+            |name: &String| self.bdevs.get(name).is_none_or(|bdev| bdev.health() == Health::Live);
         let panicked = error.is_some_and(|error| error.code == ErrorCode::Internal);
         if !panicked && bdevs.iter().all(live) {
             self.arena.give_back(memory);
@@ -385,7 +384,7 @@ impl Control {
             Ok((devices, memory)) => {
                 let job = Job::start(move || {
                     let buffers = dma::Pool::over(memory, POOL_BLOCK_BYTES);
-                    volume::pool::open(&devices, cores, buffers).map_err(pool_error)
+                    open(&devices, cores, buffers)
                 });
                 self.pools.works.push(Work { memory, bdevs, what: What::Open(job, name, reply) });
             }
@@ -635,8 +634,9 @@ impl Control {
                 RpcError::new(ErrorCode::Unavailable, message)
                     .with_advice(format!("mend that, then: forebay pool import {name}"))
             }
-            None => not_found(format!("no pool is named {name}"))
-                .with_advice("forebay pool list shows those there are, pool import those there could be"),
+            None => not_found(format!("no pool is named {name}")).with_advice(
+                "forebay pool list shows those there are, pool import those there could be",
+            ),
         }
     }
 }
@@ -686,6 +686,12 @@ impl OpenPool {
     }
 }
 
+/// Opens a pool; a lane for each core.
+fn open(devices: &[Arc<dyn Bdev>], cores: usize, memory: dma::Pool) -> Result<Vec<Lane>, RpcError> {
+    let options = OpenOptions { lanes: cores, memory, planted: None };
+    volume::pool::open(devices, options).map_err(pool_error)
+}
+
 /// Labels by pool.
 fn group(labels: Vec<Label>) -> BTreeMap<Uuid, FoundPool> {
     let mut found = BTreeMap::new();
@@ -694,9 +700,9 @@ fn group(labels: Vec<Label>) -> BTreeMap<Uuid, FoundPool> {
             name: label.pool,
             uuid: label.uuid.to_string(),
             bdevs: Vec::new(),
-            bdevs_expected: label.devices,
+            bdevs_expected: label.devices as u32,
         });
-        pool.bdevs.push(label.bdev);
+        pool.bdevs.push(label.device);
     }
     found
 }
@@ -707,7 +713,9 @@ fn choose(found: &BTreeMap<Uuid, FoundPool>, name: &str) -> Result<FoundPool, Rp
     let meant: Vec<&FoundPool> = meant.collect();
     match meant.as_slice() {
         [] => Err(not_found(format!("no pool {name} is on the block devices that nobody uses"))
-            .with_advice("forebay pool import shows those there are; forebay device bind adds SSDs")),
+            .with_advice(
+                "forebay pool import shows those there are; forebay device bind adds SSDs",
+            )),
         [pool] if pool.bdevs.len() < pool.bdevs_expected as usize => {
             let message = format!(
                 "{name} has {} block devices, of which {} are there",
@@ -745,9 +753,13 @@ fn missing(saved: &SavedPool, there: &[String]) -> String {
 fn pool_error(error: PoolError) -> RpcError {
     let message = error.to_string();
     match error {
-        PoolError::NotEmpty { .. } => {
+        PoolError::NotEmpty { .. } | PoolError::Member { .. } => {
             let error = RpcError::new(ErrorCode::NeedsForce, message);
             error.with_advice("pool create --force destroys what is there")
+        }
+        PoolError::Bdev(error) => bdev_error(error),
+        PoolError::Device { .. } | PoolError::Journal { .. } => {
+            RpcError::new(ErrorCode::InvalidParams, message)
         }
         _ => RpcError::new(ErrorCode::Failed, message),
     }

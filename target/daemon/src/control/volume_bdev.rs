@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bdev::{Bdev, BdevError, Channel, Geometry, Health};
 use uuid::Uuid;
-use volume::{VolumeInfo, VolumeKind};
+use volume::VolumeInfo;
+use volume::format::VolumeKind;
 
 /// A volume or snapshot of a pool that is open.
 pub(super) struct VolumeBdev {

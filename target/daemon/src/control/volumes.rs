@@ -15,10 +15,11 @@ use api::{
 };
 use bdev::{Bdev, BdevError};
 use serde_json::{Value, json};
-use volume::{Call, CreateVolume, PoolInfo, VolumeError, VolumeInfo, VolumeKind};
+use volume::format::VolumeKind;
+use volume::{Call, CreateVolume, PoolInfo, VolumeError, VolumeInfo};
 
 use super::Control;
-use super::exports::{Place, bdev_error, in_use, not_found};
+use super::exports::{Place, bdev_error, in_use};
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
 use crate::limits::{MAX_CALLS, MAX_POOL_CALLS, REMOVAL_LIMIT};
@@ -54,7 +55,9 @@ pub(super) enum Then {
 /// A change of volumes.
 pub(super) enum Change {
     /// They are new; `list`: the caller wants a list.
-    Made { list: bool },
+    Made {
+        list: bool,
+    },
     Described,
     Resized(String),
     Deleted(String),
@@ -109,11 +112,7 @@ impl Control {
         self.tell(0, CoreMessage::PoolCall { pool: place, id, call, now_s: now_s() });
     }
 
-    pub(super) fn handle_pool_reply(
-        &mut self,
-        id: u64,
-        reply: Result<volume::Reply, VolumeError>,
-    ) {
+    pub(super) fn handle_pool_reply(&mut self, id: u64, reply: Result<volume::Reply, VolumeError>) {
         // One of a pool that was lost meanwhile is not waited for any more.
         let Some(PoolCall { pool, then }) = self.pools.calls.remove(&id) else { return };
         match reply {
@@ -125,8 +124,12 @@ impl Control {
     /// Nobody will answer what a pool was asked.
     pub(super) fn fail_pool_calls(&mut self, pool: &str) {
         let error = RpcError::new(ErrorCode::Unavailable, format!("pool {pool} is closed"));
-        let lost: Vec<PoolCall> =
-            self.pools.calls.extract_if(|_, call| call.pool == pool).map(|(_, call)| call).collect();
+        let lost: Vec<PoolCall> = self
+            .pools
+            .calls
+            .extract_if(|_, call| call.pool == pool)
+            .map(|(_, call)| call)
+            .collect();
         lost.into_iter().for_each(|call| self.fail_call(pool, call.then, &error));
     }
 
@@ -309,7 +312,6 @@ impl Control {
             block_bytes,
             labels,
             description,
-            created_s: now_s(),
         };
         self.change(pool, Call::Create(create), Change::Made { list: false }, reply);
     }
@@ -442,7 +444,9 @@ impl Control {
                 }
             }
             // Exported by what is saved, and down: nobody reaches it.
-            (Some(_), true) | (None, _) => self.claim_for(volume, "a rollback").map(|()| (call, None)),
+            (Some(_), true) | (None, _) => {
+                self.claim_for(volume, "a rollback").map(|()| (call, None))
+            }
             (Some((nqn, _)), false) => {
                 let error = in_use(format!("{volume} is exported as {nqn}"));
                 Err(error.with_found(vec![nqn.clone()]).with_advice(format!(
@@ -491,9 +495,9 @@ impl Control {
     fn serve_again(&mut self, volume: &str, reply: Reply, answer: Result<Value, RpcError>) {
         self.bdevs.release(volume);
         self.serve_waiting(volume);
-        let place = self.exported_as(volume).and_then(|(nqn, nsid)| {
-            Some((self.target.subsystem(&nqn)?.id().0, nsid))
-        });
+        let place = self
+            .exported_as(volume)
+            .and_then(|(nqn, nsid)| Some((self.target.subsystem(&nqn)?.id().0, nsid)));
         self.answer_after(place.into_iter().collect(), reply, answer);
     }
 
@@ -608,7 +612,16 @@ impl Control {
                 let found = volumes.into_iter().find(|info| info.name == name);
                 found.map(|info| json!(info)).ok_or_else(|| self.unknown_bdev(&name))
             }
-            Question::Snapshots(of) => snapshots(volumes, of.as_deref()).map(|list| json!(list)),
+            Question::Snapshots(Some(of)) if !volumes.iter().any(|info| info.name == of) => {
+                Err(self.unknown_bdev(&of))
+            }
+            Question::Snapshots(of) => {
+                volumes.retain(|info| {
+                    let of_it = of.is_none() || info.line == of;
+                    info.kind == results::VolumeKind::Snapshot && of_it
+                });
+                Ok(json!(volumes))
+            }
         };
         let _ = reply.send(answer);
     }
@@ -657,7 +670,6 @@ impl Control {
             used_percent,
             journal_used: info.journal.0,
             journal_blocks: info.journal.1,
-            map_bytes: info.map_bytes,
             volumes: info.volumes as u64,
             damaged: info.damaged.iter().map(damaged).collect(),
             warnings,
@@ -673,6 +685,7 @@ impl Control {
                 VolumeKind::Snapshot => results::VolumeKind::Snapshot,
             },
             parent: info.parent.as_ref().map(|parent| full(pool, parent)),
+            line: info.line.as_ref().map(|line| full(pool, line)),
             uuid: info.uuid.to_string(),
             read_only: info.read_only,
             size_bytes: info.bytes,
@@ -701,36 +714,6 @@ impl Control {
     }
 }
 
-/// Snapshots, of a volume those that are named after it, and those that it comes from.
-fn snapshots(
-    volumes: Vec<results::VolumeInfo>,
-    of: Option<&str>,
-) -> Result<Vec<results::VolumeInfo>, RpcError> {
-    let is_snapshot = |info: &results::VolumeInfo| info.kind == results::VolumeKind::Snapshot;
-    let Some(of) = of else {
-        return Ok(volumes.into_iter().filter(is_snapshot).collect());
-    };
-    let parents: BTreeMap<&str, Option<&str>> =
-        volumes.iter().map(|info| (info.name.as_str(), info.parent.as_deref())).collect();
-    let Some(mut next) = parents.get(of).copied() else {
-        return Err(not_found(format!("no volume is named {of}"))
-            .with_advice("forebay volume list shows those there are"));
-    };
-    let mut line = Vec::new();
-    // No longer than there are volumes, whatever the pool says.
-    while let Some(parent) = next
-        && line.len() < volumes.len()
-    {
-        line.push(parent.to_owned());
-        next = parents.get(parent).copied().flatten();
-    }
-    let prefix = api::snapshot_of(of, "");
-    let wanted = |info: &results::VolumeInfo| {
-        is_snapshot(info) && (info.name.starts_with(&prefix) || line.contains(&info.name))
-    };
-    Ok(volumes.into_iter().filter(wanted).collect())
-}
-
 fn empty_pool(name: &str, uuid: String, bdevs: Vec<String>) -> results::PoolInfo {
     results::PoolInfo {
         name: name.to_owned(),
@@ -744,7 +727,6 @@ fn empty_pool(name: &str, uuid: String, bdevs: Vec<String>) -> results::PoolInfo
         used_percent: 0,
         journal_used: 0,
         journal_blocks: 0,
-        map_bytes: 0,
         volumes: 0,
         damaged: Vec::new(),
         warnings: Vec::new(),

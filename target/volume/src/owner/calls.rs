@@ -11,9 +11,7 @@ use super::changes::{Change, Member};
 use super::info::{PoolInfo, VolumeInfo};
 use super::{Owner, Planted};
 use crate::format::{Extent, Record, VolumeDescriptor, VolumeKind, is_name};
-use crate::limits::{
-    CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS,
-};
+use crate::limits::{CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS};
 use crate::shared::{ToLane, VolumeHandle};
 
 /// A request.
@@ -71,6 +69,21 @@ pub enum Call {
     List,
     /// The pool.
     Info,
+    /// Takes the place of what it was cloned from: the snapshots that both have in common are its own
+    /// from here on. No data is copied, and no map is changed.
+    Promote(String),
+    /// Extents whose blocks are not at the same place in two snapshots or volumes: what was
+    /// written between them, or never in one of them.
+    Diff {
+        /// The earlier one; `None` for what the other has at all.
+        from: Option<String>,
+        /// The later one.
+        to: String,
+        /// First byte to be looked at.
+        start: u64,
+    },
+    /// Compares all counts with what the maps say. Answered with what is wrong.
+    Check,
     /// Takes a checkpoint; answered when it is on the devices.
     Checkpoint,
 }
@@ -88,8 +101,6 @@ pub struct CreateVolume {
     pub labels: BTreeMap<String, String>,
     /// For people.
     pub description: String,
-    /// Seconds since 1970.
-    pub created_s: u64,
 }
 
 /// An answer.
@@ -103,6 +114,10 @@ pub enum Reply {
     Volumes(Vec<VolumeInfo>),
     /// Of [`Call::Info`].
     Pool(PoolInfo),
+    /// Of [`Call::Diff`]: first byte and number of bytes of each, and where to go on.
+    Extents(Vec<(u64, u64)>, Option<u64>),
+    /// Of [`Call::Check`]: what is wrong.
+    Faults(Vec<String>),
 }
 
 /// Why a call is refused.
@@ -182,8 +197,10 @@ pub(super) struct Calls {
     /// Journal block that has to be closed, and volumes that have to be settled, first.
     waiting: Vec<Waiting>,
     replies: VecDeque<(u64, Result<Reply, VolumeError>)>,
-    /// For the checkpoint that is asked for, and the one that is going.
+    /// Who waits for the next checkpoint.
     pub checkpoints: Vec<u64>,
+    /// Of the last call, in seconds since 1970.
+    now_s: u64,
 }
 
 #[derive(Debug)]
@@ -208,7 +225,8 @@ type Outcome = Result<Option<Reply>, VolumeError>;
 
 impl Owner {
     /// Takes a call; the answer comes by [`Owner::next_reply`].
-    pub(crate) fn handle_call(&mut self, id: u64, call: Call) {
+    pub(crate) fn handle_call(&mut self, id: u64, call: Call, now_s: u64) {
+        self.calls.now_s = now_s;
         self.calls.queue.push_back((id, call));
     }
 
@@ -221,8 +239,8 @@ impl Owner {
     }
 
     /// Goes on with calls.
-    pub(super) fn poll_calls(&mut self, epoch: u64) {
-        self.poll_settling(epoch);
+    pub(super) fn poll_calls(&mut self) {
+        self.poll_settling();
         self.poll_freezing();
         if !self.calls.waiting.is_empty() {
             self.poll_waiting();
@@ -239,7 +257,7 @@ impl Owner {
     }
 
     /// Ends snapshots whose blocks cannot change any more.
-    fn poll_settling(&mut self, _: u64) {
+    fn poll_settling(&mut self) {
         let grace = !self.bugs.is(Planted::SnapshotNotSettled);
         let settled: Vec<u32> = (self.volumes.iter())
             .filter_map(|(id, volume)| Some((*id, volume.settling?)))
@@ -248,9 +266,7 @@ impl Owner {
                     let write = &self.writes[*write as usize];
                     write.volume == *id && write.head == settling.head
                 };
-                !grace
-                    || (self.shared.epochs.is_over(settling.epoch)
-                        && !self.launched.iter().any(late))
+                !grace || (self.epoch.is_over(settling.epoch) && !self.launched.iter().any(late))
             })
             .map(|(id, _)| id)
             .collect();
@@ -262,7 +278,8 @@ impl Owner {
     }
 
     fn poll_freezing(&mut self) {
-        if self.freezing.as_ref().is_none_or(|freezing| freezing.left > 0) {
+        let room = self.journal.has_room(true) || self.journal.is_broken();
+        if !room || self.freezing.as_ref().is_none_or(|freezing| freezing.left > 0) {
             return;
         }
         let Some(Freezing { id, volumes, change, .. }) = self.freezing.take() else { return };
@@ -285,9 +302,10 @@ impl Owner {
     fn poll_waiting(&mut self) {
         let closed = self.closing.closed_before;
         for waiting in std::mem::take(&mut self.calls.waiting) {
-            let settled = waiting.settling.iter().all(|id| {
-                self.volumes.get(id).is_none_or(|volume| volume.settling.is_none())
-            });
+            let settled = waiting
+                .settling
+                .iter()
+                .all(|id| self.volumes.get(id).is_none_or(|volume| volume.settling.is_none()));
             if self.journal.is_broken() {
                 self.reply(waiting.id, Err(VolumeError::Broken));
             } else if waiting.sequence >= closed || !settled {
@@ -358,7 +376,9 @@ impl Owner {
                 let change = Change::Rollback { id: volume, to, kept };
                 self.commit_change(id, &change, vec![], vec![volume])?;
             }
-            Call::Resize { name, bytes, force } => return self.begin_resize(id, name, *bytes, *force),
+            Call::Resize { name, bytes, force } => {
+                return self.begin_resize(id, name, *bytes, *force);
+            }
             Call::Describe { name, rename, labels, description } => {
                 let volume = self.find(name)?;
                 let change = self.describe(volume, rename, labels, description)?;
@@ -386,6 +406,20 @@ impl Owner {
                 return Ok(Some(Reply::Volumes(infos.collect())));
             }
             Call::Info => return Ok(Some(Reply::Pool(self.pool_info()))),
+            Call::Promote(name) => {
+                let volume = self.find(name)?;
+                self.check_kind(volume, false)?;
+                self.commit_change(id, &Change::Promote { id: volume }, vec![], vec![volume])?;
+            }
+            Call::Diff { from, to, start } => {
+                let from = from.as_ref().map(|name| self.find(name)).transpose()?;
+                let to = self.find(to)?;
+                return Ok(Some(self.diff(from, to, *start)));
+            }
+            Call::Check if self.is_checkpointing() => {
+                self.calls.queue.push_front((id, call.clone()));
+            }
+            Call::Check => return Ok(Some(Reply::Faults(self.check()))),
             Call::Checkpoint => self.calls.checkpoints.push(id),
         }
         Ok(None)
@@ -441,7 +475,7 @@ impl Owner {
         check_size(name, bytes, descriptor.block_bytes)?;
         if bytes < descriptor.bytes {
             let root = self.volumes[&volume].root();
-            if !force && self.tree.has_blocks_from(root, bytes.div_ceil(4096)) {
+            if !force && self.has_blocks_from(root, bytes.div_ceil(4096)) {
                 return Err(VolumeError::Written { name: name.to_owned(), bytes });
             }
             let blocks = bytes / u64::from(descriptor.block_bytes);
@@ -515,8 +549,9 @@ impl Owner {
             bytes: create.bytes,
             labels: create.labels.clone(),
             description: create.description.clone(),
-            created_s: create.created_s,
+            created_s: self.calls.now_s,
             group: None,
+            line: None,
             root: Extent::default(),
         };
         check_descriptor(&descriptor)?;
@@ -526,9 +561,9 @@ impl Owner {
     /// A snapshot or clone of `source`.
     fn derived(&self, source: u32, name: &str, kind: VolumeKind) -> VolumeDescriptor {
         let source = &self.volumes[&source].descriptor;
-        let parent = match kind {
-            VolumeKind::Volume => Some(source.id),
-            VolumeKind::Snapshot => source.parent,
+        let (parent, line) = match kind {
+            VolumeKind::Volume => (Some(source.id), None),
+            VolumeKind::Snapshot => (source.parent, Some(source.id)),
         };
         VolumeDescriptor {
             id: self.superblock.next_volume,
@@ -540,7 +575,9 @@ impl Owner {
             read_only: kind == VolumeKind::Snapshot,
             labels: BTreeMap::new(),
             description: String::new(),
+            created_s: self.calls.now_s,
             group: None,
+            line,
             root: Extent::default(),
             ..source.clone()
         }

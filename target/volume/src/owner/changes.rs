@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::Owner;
 use super::volume::{Settling, Volume};
+use super::{Item, Owner};
 use crate::format::VolumeDescriptor;
 use crate::limits::{BLOCK_BYTES, MAX_VOLUME_CLUSTERS};
+use crate::map::Release;
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub(crate) enum Change {
     Resize { id: u32, bytes: u64 },
     /// A volume is what the snapshot is; what it was becomes another snapshot.
     Rollback { id: u32, to: u32, kept: VolumeDescriptor },
+    /// A clone takes the place of what it was cloned from.
+    Promote { id: u32 },
 }
 
 /// A snapshot of a group.
@@ -74,6 +77,7 @@ impl Owner {
                 }
             }
             Change::Resize { id, bytes } => self.resize(*id, *bytes, sequence),
+            Change::Promote { id } => self.promote(*id),
             Change::Rollback { id, to, kept } => self.roll_back(*id, *to, kept, sequence),
         }
     }
@@ -85,7 +89,7 @@ impl Owner {
         known
     }
 
-    fn next_head(&mut self) -> u64 {
+    pub(super) fn next_head(&mut self) -> u64 {
         self.last_head += 1;
         self.last_head
     }
@@ -98,8 +102,8 @@ impl Owner {
     fn delete(&mut self, id: u32, sequence: u64) {
         let Some(mut volume) = self.volumes.remove(&id) else { return };
         volume.handle.closed.store(true, Ordering::Release);
-        self.space.end_run(&mut volume.run);
-        self.dismantling.push_back((volume.root(), sequence));
+        self.space.close_run(&mut volume.run);
+        self.releases.add_item(sequence, Item::Map(Release::Root(volume.root())));
         if !volume.extent.is_absent() {
             self.old_pages.push(volume.extent);
         }
@@ -120,7 +124,7 @@ impl Owner {
         let root = self.tree.share(root);
         self.add_volume(descriptor, root);
         let head = self.next_head();
-        let epoch = self.shared.epochs.current();
+        let epoch = self.epoch.retire();
         let Some(volume) = self.volumes.get_mut(&origin) else { return };
         let old = volume.handle.head.swap(head, Ordering::AcqRel);
         volume.settling = Some(Settling { snapshot: descriptor.id, head: old, epoch });
@@ -149,6 +153,18 @@ impl Owner {
         self.released = released;
     }
 
+    /// The snapshots from which it comes are of its line from here on.
+    fn promote(&mut self, id: u32) {
+        let mut next = self.volumes.get(&id).and_then(|volume| volume.descriptor.parent);
+        while let Some(snapshot) = next.and_then(|parent| self.volumes.get_mut(&parent)) {
+            next = snapshot.descriptor.parent;
+            if snapshot.is_snapshot() && snapshot.descriptor.line != Some(id) {
+                snapshot.descriptor.line = Some(id);
+                snapshot.changed = true;
+            }
+        }
+    }
+
     fn roll_back(&mut self, id: u32, to: u32, kept: &VolumeDescriptor, sequence: u64) {
         let (Some(volume), Some(target)) = (self.volumes.get(&id), self.volumes.get(&to)) else {
             return;
@@ -157,7 +173,7 @@ impl Owner {
         let bytes = target.descriptor.bytes;
         let new = self.tree.share(new);
         match self.is_known(kept.id) {
-            true => self.dismantling.push_back((old, sequence)),
+            true => self.releases.add_item(sequence, Item::Map(Release::Root(old))),
             false => self.add_volume(kept, old),
         }
         let head = self.next_head();

@@ -6,7 +6,7 @@ use bdev::Op;
 use dma::DmaBuffer;
 use nvme_spec::status::Status;
 
-use super::{Context, Owner, Planted, Reply};
+use super::{Context, Owner, Planted, Reply, VolumeError};
 use crate::devices::{Place, Token};
 use crate::format::{Catalog, CatalogEntry, Extent, PAGE_BYTES, VolumeDescriptor, slots};
 use crate::limits::{CHECKPOINT_DEPTH, CHECKPOINT_WRITE_BYTES, CLUSTER_BLOCKS, DEVICE_SHIFT};
@@ -68,6 +68,13 @@ impl Owner {
     pub(super) fn poll_checkpoint(&mut self, context: &mut Context<'_>) {
         if self.checkpoint.failed {
             self.journal.set_broken();
+        }
+        if self.journal.is_broken() {
+            let calls = std::mem::take(&mut self.checkpoint.calls);
+            let waiting = std::mem::take(&mut self.calls.checkpoints);
+            for id in calls.into_iter().chain(waiting) {
+                self.reply(id, Err(VolumeError::Broken));
+            }
             return;
         }
         match self.checkpoint.step {
@@ -118,10 +125,10 @@ impl Owner {
         let (used, blocks) = self.journal.usage();
         let wanted = used * 2 > blocks || !self.calls.checkpoints.is_empty();
         let settling = self.volumes.values().any(|volume| volume.settling.is_some());
-        if !wanted || settling || self.freezing.is_some() || !self.journal.has_room(true) {
+        let broken = self.journal.is_broken();
+        if !wanted || settling || self.freezing.is_some() || broken || !self.journal.turn_over() {
             return;
         }
-        self.journal.turn_over();
         let start = match self.bugs.is(Planted::CheckpointDropsPending) {
             true => self.journal.next(),
             false => self.oldest_pending(),
@@ -234,10 +241,8 @@ impl Owner {
     fn write_superblocks(&mut self) {
         self.superblock.generation += 1;
         self.superblock.journal_start = self.checkpoint.start;
-        let next_volume = std::mem::replace(
-            &mut self.superblock.next_volume,
-            self.checkpoint.next_volume,
-        );
+        let next_volume =
+            std::mem::replace(&mut self.superblock.next_volume, self.checkpoint.next_volume);
         for (device, bytes) in superblocks(&self.superblock) {
             for offset in slots(self.superblock.generation) {
                 let cluster = (device as u32) << DEVICE_SHIFT;
@@ -246,6 +251,11 @@ impl Owner {
             }
         }
         self.superblock.next_volume = next_volume;
+    }
+
+    /// Whether one is under way.
+    pub(super) fn is_checkpointing(&self) -> bool {
+        self.checkpoint.step != Step::Idle
     }
 
     fn end_checkpoint(&mut self) {
@@ -290,11 +300,6 @@ impl Owner {
             self.checkpoint.outstanding += 1;
             self.checkpoint.backlog.pop_front();
         }
-    }
-
-    /// Whether one is under way.
-    pub(super) fn is_checkpointing(&self) -> bool {
-        self.checkpoint.step != Step::Idle
     }
 }
 

@@ -11,8 +11,7 @@ use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, LEAF_ENTRIES, LEAVES_PER_TURN};
 use crate::pieces::parts;
 
 /// Blocks that are cleared in one turn.
-const BLOCKS_PER_TURN: u64 =
-    LEAVES_PER_TURN as u64 * LEAF_ENTRIES as u64 * CLUSTER_BLOCKS as u64;
+const BLOCKS_PER_TURN: u64 = LEAVES_PER_TURN as u64 * LEAF_ENTRIES as u64 * CLUSTER_BLOCKS as u64;
 
 /// Bytes of a range definition (NVM Command Set 1.0c, figure 45).
 const RANGE_BYTES: u32 = 16;

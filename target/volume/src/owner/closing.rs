@@ -31,9 +31,16 @@ pub(crate) struct Closing {
 enum Step {
     Idle,
     /// Devices are being flushed; what is before `target` had completed when that began.
-    Flushing { target: u64, left: u32, status: Status },
+    Flushing {
+        target: u64,
+        left: u32,
+        status: Status,
+    },
     /// The journal block that says so is on its way.
-    Marking { target: u64, sequence: u64 },
+    Marking {
+        target: u64,
+        sequence: u64,
+    },
 }
 
 impl Closing {
@@ -63,6 +70,9 @@ impl Closing {
 impl Owner {
     /// Goes on with closing; ends I/Os that waited for it.
     pub(super) fn poll_closing(&mut self, context: &mut Context<'_>) {
+        if self.journal.is_broken() {
+            return self.give_up_closing();
+        }
         match self.closing.step {
             Step::Idle => self.begin_closing(context),
             Step::Flushing { target, left: 0, status } => self.end_flushing(target, status),
@@ -73,6 +83,21 @@ impl Owner {
             }
             Step::Flushing { .. } | Step::Marking { .. } => {}
         }
+    }
+
+    /// Nothing can be closed any more: nobody waits for it.
+    fn give_up_closing(&mut self) {
+        for id in std::mem::take(&mut self.closing.waiting) {
+            self.end_write(id, Status::INTERNAL_ERROR);
+        }
+        if matches!(self.closing.step, Step::Flushing { left: 0, .. }) {
+            for id in std::mem::take(&mut self.closing.flushing) {
+                self.end_write(id, Status::INTERNAL_ERROR);
+            }
+            self.closing.step = Step::Idle;
+        }
+        self.ready.extend(self.wait_closed.drain(..).map(|(_, id)| id));
+        self.ready.extend(self.wait_space.drain(..));
     }
 
     fn begin_closing(&mut self, context: &mut Context<'_>) {
@@ -91,7 +116,7 @@ impl Owner {
         let devices: Vec<usize> = context.devices.volatile().collect();
         self.closing.last = Some(context.now);
         self.closing.flushing.append(&mut self.closing.waiting);
-        let skip = self.planted(Planted::CloseWithoutFlush);
+        let skip = self.bugs.is(Planted::CloseWithoutFlush);
         let left = if skip { 0 } else { devices.len() as u32 };
         for device in devices.into_iter().take(left as usize) {
             context.devices.flush(device, Token::Close);
@@ -118,18 +143,23 @@ impl Owner {
             self.end_write(id, status);
         }
         self.closing.failed = !status.is_success();
-        let advances = target > self.closing.closed_before;
-        if !status.is_success() || !advances {
+        if !status.is_success() || target <= self.closing.closed_before {
             self.closing.step = Step::Idle;
             return;
+        }
+        if self.open.is_empty() {
+            // Nothing is guarded: that the records are durable is all there is to it.
+            self.closing.step = Step::Idle;
+            self.closing.closed_before = target;
+            return self.wake_closed();
         }
         if !self.journal.has_room(true) {
             return; // a checkpoint is on its way; the step stays
         }
-        let fua = !self.planted(Planted::MarkWithoutFua);
+        let fua = !self.bugs.is(Planted::MarkWithoutFua);
         let sequence = self.journal.mark(target - 1, fua);
         self.closing.step = Step::Marking { target, sequence };
-        if self.planted(Planted::UnguardBeforeMark) {
+        if self.bugs.is(Planted::UnguardBeforeMark) {
             self.closing.closed_before = target;
             self.end_open();
         }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::Owner;
+use super::{Owner, Reply};
 use crate::format::VolumeKind;
-use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES};
+use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DIFF_LEAVES};
+use crate::map::Root;
 
 /// A volume or snapshot.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,8 @@ pub struct VolumeInfo {
     pub kind: VolumeKind,
     /// Name of what it was made from, if that is still there.
     pub parent: Option<String>,
+    /// Of a snapshot: name of the volume whose line it is in, if that is still there.
+    pub line: Option<String>,
     /// What hosts know it by.
     pub uuid: Uuid,
     /// It takes no writes.
@@ -58,8 +61,6 @@ pub struct PoolInfo {
     pub releasing_bytes: u64,
     /// Journal blocks in use, and all of them.
     pub journal: (u64, u64),
-    /// Bytes of memory that the maps take.
-    pub map_bytes: u64,
     /// Volumes and snapshots.
     pub volumes: usize,
     /// Those that are damaged, with the reason.
@@ -73,12 +74,14 @@ impl Owner {
         let volume = self.volumes.get(&id)?;
         let descriptor = volume.descriptor.clone();
         let parent = descriptor.parent.and_then(|parent| self.volumes.get(&parent));
-        let (mapped, unique) = self.tree.usage(volume.root(), &self.space);
+        let line = descriptor.line.and_then(|line| self.volumes.get(&line));
+        let (mapped, unique) = self.usage(volume.root());
         Some(VolumeInfo {
             id,
             name: descriptor.name,
             kind: descriptor.kind,
             parent: parent.map(|parent| parent.descriptor.name.clone()),
+            line: line.map(|line| line.descriptor.name.clone()),
             uuid: descriptor.uuid,
             read_only: volume.handle.read_only(),
             bytes: descriptor.bytes,
@@ -93,15 +96,69 @@ impl Owner {
         })
     }
 
+    /// What differs between two, as far as one turn may look.
+    pub(super) fn diff(&self, from: Option<u32>, to: u32, start: u64) -> Reply {
+        let map = &self.shared.map;
+        let a = from.map_or(0, |from| self.volumes[&from].root());
+        let b = self.volumes[&to].root();
+        let mut extents: Vec<(u64, u64)> = Vec::new();
+        let first = u32::try_from(start / u64::from(CLUSTER_BYTES)).unwrap_or(u32::MAX);
+        let next = self.tree.diff(a, b, first, DIFF_LEAVES, |index, a, b| {
+            let changed = map.changed_blocks(a, b);
+            for block in (0..CLUSTER_BLOCKS).filter(|block| changed & (1 << block) != 0) {
+                let blocks = u64::from(index) * u64::from(CLUSTER_BLOCKS) + u64::from(block);
+                let byte = blocks * u64::from(BLOCK_BYTES);
+                match extents.last_mut() {
+                    Some((at, bytes)) if *at + *bytes == byte => *bytes += u64::from(BLOCK_BYTES),
+                    _ => extents.push((byte, u64::from(BLOCK_BYTES))),
+                }
+            }
+        });
+        Reply::Extents(extents, next.map(|index| u64::from(index) * u64::from(CLUSTER_BYTES)))
+    }
+
+    /// Blocks that hold data, and clusters that nothing else holds.
+    fn usage(&self, root: Root) -> (u64, u64) {
+        let (mut mapped, mut unique) = (0, 0);
+        let map = &self.shared.map;
+        let end = self.tree.walk(root, 0, usize::MAX, |_, entry, unshared| {
+            mapped += u64::from(self.present(entry, u16::MAX).count_ones());
+            if !unshared {
+                return;
+            }
+            let mut last = 0;
+            for block in 0..CLUSTER_BLOCKS {
+                let cluster = map.cluster_of(entry, block);
+                if cluster != 0 && cluster != last && self.space.holders(cluster) == 1 {
+                    unique += 1;
+                }
+                last = cluster;
+            }
+        });
+        debug_assert!(end.is_none());
+        (mapped, unique)
+    }
+
+    /// Whether blocks from this one on hold data.
+    pub(super) fn has_blocks_from(&self, root: Root, block: u64) -> bool {
+        let blocks = u64::from(CLUSTER_BLOCKS);
+        let (first, offset) = ((block / blocks) as u32, block % blocks);
+        let mut found = false;
+        self.tree.walk(root, first, usize::MAX, |index, entry, _| {
+            let mask = if index == first { u16::MAX << offset } else { u16::MAX };
+            found |= self.present(entry, mask) != 0;
+        });
+        found
+    }
+
     pub(super) fn pool_info(&self) -> PoolInfo {
         PoolInfo {
             name: self.superblock.name.clone(),
             uuid: self.superblock.pool,
-            bytes: self.space.clusters() * u64::from(CLUSTER_BYTES),
+            bytes: self.space.total_clusters() * u64::from(CLUSTER_BYTES),
             free_bytes: self.space.free_clusters() * u64::from(CLUSTER_BYTES),
             releasing_bytes: self.releases.len() as u64 * u64::from(CLUSTER_BYTES),
             journal: self.journal.usage(),
-            map_bytes: self.tree.bytes(),
             volumes: self.volumes.len(),
             damaged: self.damaged.iter().map(|d| (d.entry.name.clone(), d.why.clone())).collect(),
             broken: self.journal.is_broken(),

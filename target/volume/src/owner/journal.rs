@@ -10,8 +10,7 @@ use uuid::Uuid;
 use crate::devices::{Devices, Place, Token};
 use crate::format::{BlockBuilder, JournalArea, PAGE_BYTES, Record};
 use crate::limits::{
-    CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, JOURNAL_DEPTH, JOURNAL_MARGIN,
-    RECORDS_MARGIN,
+    CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, JOURNAL_DEPTH, JOURNAL_MARGIN, RECORDS_MARGIN,
 };
 
 /// Where a record is: sequence number of its block, and its place among the block's records.
@@ -23,6 +22,7 @@ pub(crate) struct Position {
 
 pub(crate) struct Journal {
     areas: [JournalArea; 2],
+    pool: Uuid,
     /// Of the block that is being filled; its sequence number is `next`.
     builder: BlockBuilder,
     next: u64,
@@ -57,6 +57,7 @@ impl Journal {
         assert!(buffers.len() == JOURNAL_BUFFERS && next > 0);
         Self {
             areas,
+            pool,
             builder: BlockBuilder::new(pool, incarnation, next),
             next,
             start: next,
@@ -70,6 +71,17 @@ impl Journal {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Takes no records any more.
+    pub(crate) fn set_broken(&mut self) {
+        self.broken = true;
+    }
+
+    /// Goes on behind what was replayed.
+    pub(crate) fn restart(&mut self, incarnation: u64, next: u64) {
+        self.builder = BlockBuilder::new(self.pool, incarnation, next);
+        (self.next, self.start, self.closed_up_to) = (next, next, next - 1);
     }
 
     /// Sequence number of the block that the next record goes into.
@@ -122,11 +134,17 @@ impl Journal {
         sequence
     }
 
-    /// Begins a new block unless the present one is empty.
-    pub(crate) fn turn_over(&mut self) {
-        if !self.builder.is_empty() {
+    /// Begins a new block unless the present one is empty. False: there is no room just now.
+    pub(crate) fn turn_over(&mut self) -> bool {
+        if self.builder.is_empty() {
+            return true;
+        }
+        let (used, blocks) = self.usage();
+        let room = used < blocks && !self.buffers.is_empty();
+        if room {
             self.seal(false);
         }
+        room
     }
 
     fn seal(&mut self, fua: bool) {
@@ -183,7 +201,7 @@ impl Journal {
 /// Where a block of this number goes in an area.
 pub(crate) fn place(area: &JournalArea, sequence: u64) -> Place {
     let block = (sequence % u64::from(area.blocks)) as u32;
-    let cluster = area.cluster + block / CLUSTER_BLOCKS;
+    let cluster = area.first_cluster + block / CLUSTER_BLOCKS;
     Place { cluster, offset: block % CLUSTER_BLOCKS * PAGE_BYTES as u32 }
 }
 

@@ -4,11 +4,13 @@
 
 mod calls;
 mod changes;
+mod check;
 mod checkpoint;
 mod clear;
 mod closing;
 mod info;
 mod journal;
+mod load;
 mod planted;
 pub(crate) mod recover;
 mod releases;
@@ -20,13 +22,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bdev::{Io, Op};
-use dma::Pool as Memory;
+use dma::{DmaBuffer, Pool as Memory};
 use nvme_spec::status::Status;
 
 use crate::devices::{Devices, Token};
-use crate::epoch::LaneEpoch;
-use crate::format::{Extent, Superblock};
-use crate::limits::LEAVES_PER_TURN;
+use crate::epoch::{LaneEpoch, OwnerEpoch};
+use crate::format::{CatalogEntry, Extent, Superblock};
+use crate::limits::{LEAVES_PER_TURN, RELEASES_PER_TURN};
 use crate::map::{Release, Root, Tree};
 use crate::pieces::Pieces;
 use crate::shared::{Shared, ToLane, ToOwner};
@@ -62,6 +64,19 @@ pub(crate) struct Origin {
     pub slot: u32,
 }
 
+impl Origin {
+    /// As a lane: the owner itself; the slot is then the write that this one is a part of.
+    pub(crate) const PARENT: u32 = u32::MAX;
+}
+
+/// A volume that stays closed.
+pub(crate) struct Damaged {
+    pub entry: CatalogEntry,
+    pub why: String,
+    /// What could be read of its map; its clusters are not given to others.
+    pub root: Option<Root>,
+}
+
 /// See the module.
 pub(crate) struct Owner {
     shared: Arc<Shared>,
@@ -71,11 +86,12 @@ pub(crate) struct Owner {
     journal: Journal,
     closing: Closing,
     releases: Releases,
+    epoch: OwnerEpoch,
     checkpoint: Checkpoint,
     superblock: Superblock,
     volumes: BTreeMap<u32, Volume>,
-    /// Trees that are being taken apart, and the journal block that says so.
-    dismantling: VecDeque<(Root, u64)>,
+    damaged: Vec<Damaged>,
+    last_head: u64,
     writes: Vec<Write>,
     vacant: Vec<u32>,
     entries: HashMap<Key, EntryState>,
@@ -99,6 +115,9 @@ pub(crate) struct Owner {
     freezing: Option<Freezing>,
     /// Pages of the checkpoint on disk that the next one does not need.
     old_pages: Vec<Extent>,
+    /// Room for the largest node, so that no node is taken for a checkpoint that has no place.
+    spare_pages: Option<u64>,
+    zeroes: DmaBuffer,
     pieces: Pieces,
     released: Vec<Release>,
     bugs: Bugs,
@@ -150,7 +169,7 @@ impl Owner {
             Token::Fill(id) => self.handle_filled(id, status),
             Token::Journal(sequence) => self.journal.handle_written(sequence, status),
             Token::Close => self.handle_flushed(status),
-            Token::Checkpoint => self.checkpoint.handle_ended(status),
+            Token::Checkpoint(index) => self.handle_checkpoint(index, status),
             Token::Request(_) => unreachable!("the lane's"),
         }
     }
@@ -158,13 +177,12 @@ impl Owner {
     /// One turn; says how much happened.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> usize {
         self.poll_lanes();
-        let epoch = self.shared.epochs.try_advance();
+        self.epoch.try_advance(&self.shared.epochs);
         let mut work = self.ready.len() + self.launched.len();
         self.poll_launched(context);
         self.poll_cleared();
-        work += self.poll_releases(epoch);
-        self.poll_dismantling();
-        self.poll_calls(epoch);
+        work += self.poll_releases();
+        self.poll_calls();
         self.poll_closing(context);
         self.poll_checkpoint(context);
         self.ready.append(&mut self.stalled);
@@ -174,6 +192,11 @@ impl Owner {
         }
         self.journal.submit(context.devices);
         work
+    }
+
+    /// The pool's name, if it takes no writes any more.
+    pub(crate) fn broken_pool(&self) -> Option<String> {
+        self.journal.is_broken().then(|| self.superblock.name.clone())
     }
 
     /// The end of an I/O that a lane sent.
@@ -216,33 +239,45 @@ impl Owner {
     }
 
     /// Frees what nobody needs any more.
-    fn poll_releases(&mut self, epoch: u64) -> usize {
+    fn poll_releases(&mut self) -> usize {
         let closed = match self.bugs.is(Planted::ReuseBeforeClosed) {
             true => u64::MAX,
             false => self.closing.closed_before,
         };
         let grace = !self.bugs.is(Planted::ReuseBeforeGrace);
-        let epochs = &self.shared.epochs;
+        let mut released = std::mem::take(&mut self.released);
         let mut freed = 0;
-        while freed < 4096
-            && let Some(item) =
-                self.releases.pop(closed, epoch, |since| !grace || epochs.is_over(since))
+        while freed < RELEASES_PER_TURN
+            && let Some(item) = self.releases.pop(closed, &mut self.epoch, grace)
         {
             freed += 1;
             match item {
-                Item::Map(Release::Cluster { cluster, last: true, .. }) => {
-                    self.space.release(cluster);
-                }
-                Item::Map(Release::Cluster { .. }) => {}
                 Item::Map(Release::Pages(extent)) => self.old_pages.push(extent),
-                Item::Map(node) => self.tree.free_node(node),
+                Item::Map(release) => self.tree.free(release, &mut self.space, &mut released),
                 Item::Blocks { cluster, .. } => self.untake_if_unused(cluster),
             }
         }
-        if freed > 0 && !self.wait_space.is_empty() {
+        if self.tree.has_doomed() {
+            self.tree.reap(LEAVES_PER_TURN, &mut self.space, &mut released);
+            freed += 1;
+        }
+        self.keep_pages(&mut released);
+        self.released = released;
+        let idle = self.releases.is_empty() && !self.tree.has_doomed();
+        if (freed > 0 || idle) && !self.wait_space.is_empty() {
             self.ready.extend(self.wait_space.drain(..));
         }
         freed
+    }
+
+    /// What taking nodes apart lets go: pages that the checkpoint on the devices may still name.
+    fn keep_pages(&mut self, released: &mut Vec<Release>) {
+        for release in released.drain(..) {
+            let Release::Pages(extent) = release else {
+                unreachable!("{release:?} of a free node")
+            };
+            self.old_pages.push(extent);
+        }
     }
 
     /// A cluster that was taken for writes which all failed.
@@ -250,17 +285,6 @@ impl Owner {
         let in_use = self.entries.values().any(|state| state.cluster == cluster);
         if !in_use && self.space.holders(cluster) == 0 {
             self.space.untake(cluster);
-        }
-    }
-
-    fn poll_dismantling(&mut self) {
-        let Some((root, sequence)) = self.dismantling.front().copied() else { return };
-        let mut released = std::mem::take(&mut self.released);
-        let done = self.tree.dismantle(root, LEAVES_PER_TURN, &mut self.space, &mut released);
-        self.releases.add(sequence, &mut released);
-        self.released = released;
-        if done {
-            self.dismantling.pop_front();
         }
     }
 
@@ -273,7 +297,11 @@ impl Owner {
         let write = &mut self.writes[id as usize];
         debug_assert!(write.outstanding == 0 && write.fills.is_empty() || !status.is_success());
         write.touches.clear();
-        self.finished.push_back((write.origin, status));
+        let origin = write.origin;
+        match origin.lane {
+            Origin::PARENT => self.handle_data(origin.slot, status),
+            _ => self.finished.push_back((origin, status)),
+        }
         self.vacant.push(id);
     }
 
@@ -302,4 +330,3 @@ impl Owner {
         });
     }
 }
-

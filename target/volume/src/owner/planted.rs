@@ -19,6 +19,8 @@ pub enum Planted {
     ReuseBeforeClosed,
     /// What was released is used again while I/Os of the earlier map are in flight.
     ReuseBeforeGrace,
+    /// A block of an own cluster is used again at once after it was deallocated.
+    ReuseBlocks,
     /// Two first touches of one block are not told apart.
     OverlapNotResolved,
     /// A first touch that ends after a snapshot is not in it, although its record is before.
@@ -54,6 +56,7 @@ impl Planted {
         Planted::OverwriteOpen,
         Planted::ReuseBeforeClosed,
         Planted::ReuseBeforeGrace,
+        Planted::ReuseBlocks,
         Planted::OverlapNotResolved,
         Planted::LateTouchNotInSnapshot,
         Planted::SnapshotNotSettled,

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::epoch::OwnerEpoch;
 use crate::map::Release;
 
 /// Something let go.
@@ -40,6 +41,11 @@ impl Releases {
 
     pub(crate) fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// All that wait.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.list.iter().map(|waiting| &waiting.item)
     }
 
     /// Journal block of the last one.
@@ -85,27 +91,28 @@ impl Releases {
         }
     }
 
-    /// The next one whose record is before `closed` and whose grace period is over. `epoch` is the
-    /// one that a period beginning now has.
-    pub(crate) fn pop(
-        &mut self,
-        closed: u64,
-        epoch: u64,
-        is_over: impl Fn(u64) -> bool,
-    ) -> Option<Item> {
+    /// The next one whose record is before `closed` and, if `grace`, whose grace period is over.
+    pub(crate) fn pop(&mut self, closed: u64, epoch: &mut OwnerEpoch, grace: bool) -> Option<Item> {
         while let Some(waiting) = self.list.get_mut(self.stamped)
             && waiting.sequence < closed
         {
-            waiting.epoch = Some(epoch);
+            waiting.epoch = Some(epoch.retire());
             self.stamped += 1;
         }
         let since = self.list.front()?.epoch?;
-        if !is_over(since) {
+        if grace && !epoch.is_over(since) {
             return None;
         }
         self.stamped -= 1;
         let item = self.list.pop_front()?.item;
         self.cool(item, false);
         Some(item)
+    }
+
+    /// All of them, where nobody reads yet.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Item> {
+        self.stamped = 0;
+        self.cooling.clear();
+        self.list.drain(..).map(|waiting| waiting.item)
     }
 }

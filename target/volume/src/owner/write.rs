@@ -13,9 +13,9 @@ use super::releases::Item;
 use super::{Context, Key, Origin, Owner, Planted};
 use crate::devices::{Place, Token};
 use crate::epoch::Tag;
-use crate::format::{Record, crc64};
+use crate::format::{Record, U64, crc64};
 use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS};
-use crate::map::Entry;
+use crate::map::{At, Entry, Root};
 use crate::pieces::{Part, parts};
 
 /// An I/O in the owner's hands.
@@ -116,15 +116,19 @@ impl Owner {
             self.stalled.push_back(id);
             return Look::Waits;
         }
-        let (root, head) = (volume.root(), volume.head());
+        // It may have waited while the volume became smaller.
+        if start + u64::from(bytes) > volume.descriptor.bytes {
+            return Look::Ends(Status::LBA_OUT_OF_RANGE.with_dnr());
+        }
+        let tree = volume.tree();
         for part in parts(start, bytes) {
-            if let Some(waits) = self.find_obstacle(id, (key, part.entry), root, head, part) {
+            if let Some(waits) = self.find_obstacle(id, (key, part.entry), tree, part) {
                 return waits;
             }
         }
         let epoch = context.epoch.begin_io();
         let write = &mut self.writes[id as usize];
-        (write.head, write.epoch, write.status) = (head, Some(epoch), Status::SUCCESS);
+        (write.head, write.epoch, write.status) = (tree.1, Some(epoch), Status::SUCCESS);
         for part in parts(start, bytes) {
             match self.plan_part(id, key, part, context) {
                 Look::Go => {}
@@ -140,8 +144,7 @@ impl Owner {
         &mut self,
         id: u32,
         key: Key,
-        root: u32,
-        head: u64,
+        (root, head): (Root, u64),
         part: Part,
     ) -> Option<Look> {
         let mask = part.mask();
@@ -155,7 +158,8 @@ impl Owner {
         let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
         let mut own = if leaf_head == head { entry.own_mask() & mask } else { 0 };
         let present = self.present(entry, mask & !own);
-        if present != 0 && self.tree.adopt(root, head, part.entry, present, &mut self.space) {
+        let at = At { root, head, index: part.entry };
+        if present != 0 && self.tree.adopt(at, present, &self.space) {
             own |= present;
         }
         if own == 0 {
@@ -198,7 +202,8 @@ impl Owner {
         if mask == 0 {
             return Look::Go;
         }
-        let Some(cluster) = self.find_place((volume, part.entry), mask, root, head) else {
+        let at = At { root, head, index: part.entry };
+        let Some(cluster) = self.find_place(volume, mask, at) else {
             return self.wait_for_space(id, context);
         };
         let touch = Touch { part, mask, cluster, position: None };
@@ -243,14 +248,18 @@ impl Owner {
     }
 
     /// Takes blocks `mask` of a cluster for the entry: of its own one if they were never used.
-    fn find_place(&mut self, key: Key, mask: u16, root: u32, head: u64) -> Option<u32> {
+    fn find_place(&mut self, volume: u32, mask: u16, at: At) -> Option<u32> {
+        let key = (volume, at.index);
         let mut state = self.entries.remove(&key).unwrap_or_default();
         if state.cluster == 0
-            && let Some(cluster) = self.tree.own_cluster(root, head, key.1)
+            && let Some(cluster) = self.tree.own_cluster(at)
         {
-            let (entry, _) = self.shared.map.entry(root, key.1);
+            let (entry, _) = self.shared.map.entry(at.root, at.index);
             state.cluster = cluster;
-            state.used = entry.own_mask() | self.releases.cooling(cluster);
+            state.used = self.shared.map.blocks_in(entry, cluster);
+            if !self.bugs.is(Planted::ReuseBlocks) {
+                state.used |= self.releases.cooling(cluster);
+            }
         }
         if state.cluster == 0 || state.used & mask != 0 {
             let volume = self.volumes.get_mut(&key.0)?;
@@ -270,12 +279,13 @@ impl Owner {
     }
 
     /// Data and records go out together.
-    fn launch(&mut self, id: u32, context: &mut Context<'_>) {
+    pub(super) fn launch(&mut self, id: u32, context: &mut Context<'_>) {
         let write = &self.writes[id as usize];
         let volume = self.volumes.get(&write.volume);
         if !write.status.is_success() {
             let status = write.status;
             self.forget_plan(id);
+            self.end_epoch(id, context);
             return self.end_write(id, status);
         }
         // While partly written blocks were read, a snapshot may have been taken: what was own then
@@ -316,7 +326,7 @@ impl Owner {
     }
 
     /// What was to be overwritten in place has not been deallocated meanwhile.
-    fn is_still_own(&self, write: &Write, (root, head): (u32, u64)) -> bool {
+    fn is_still_own(&self, write: &Write, (root, head): (Root, u64)) -> bool {
         parts(write.start, write.bytes).all(|part| {
             let touch = write.touches.iter().find(|touch| touch.part.entry == part.entry);
             let in_place = part.mask() & !touch.map_or(0, |touch| touch.mask);
@@ -359,7 +369,7 @@ impl Owner {
     }
 
     fn append_records(&mut self, write: &mut Write, buffer: DmaSpan) {
-        let mut crcs = [0; CLUSTER_BLOCKS as usize];
+        let mut crcs = [U64::ZERO; CLUSTER_BLOCKS as usize];
         for touch in &mut write.touches {
             let mut count = 0;
             for block in 0..CLUSTER_BLOCKS {
@@ -375,7 +385,7 @@ impl Owner {
                         buffer.subspan(at, BLOCK_BYTES)
                     }
                 };
-                crcs[count] = crc64(&span.read_obj::<[u8; BLOCK_BYTES as usize]>(0));
+                crcs[count] = crc64(&span.read_obj::<[u8; BLOCK_BYTES as usize]>(0)).into();
                 count += 1;
             }
             let position = self.journal.append(&Record::Map {
@@ -443,7 +453,8 @@ impl Owner {
             let key = (write.volume, touch.part.entry);
             if let Some(state) = self.entries.get_mut(&key) {
                 state.pending &= !touch.mask;
-                state.open_sequence = Some(position.sequence);
+                // Records may complete in another order than they were made.
+                state.open_sequence = state.open_sequence.max(Some(position.sequence));
             }
             self.open.push_back((position.sequence, write.volume, touch.part.entry));
             self.wake_entry(key);
@@ -469,19 +480,21 @@ impl Owner {
         let Touch { part, mask, cluster, .. } = *touch;
         let Some(own) = self.volumes.get(&volume) else { return };
         let (root, own_head) = own.tree();
+        let index = part.entry;
+        let at = At { root, head: own_head, index };
         let mut released = std::mem::take(&mut self.released);
+        let (tree, space) = (&mut self.tree, &mut self.space);
         if own_head == head {
-            let (tree, space) = (&mut self.tree, &mut self.space);
-            tree.set(root, head, part.entry, mask, cluster, true, space, &mut released);
+            tree.set(at, mask, cluster, true, space, &mut released);
         } else if let Some(snapshot) = own.settling.and_then(|s| self.volumes.get(&s.snapshot)) {
             // The record stands before the snapshot's: the mapping belongs to both.
-            let (tree, space) = (&mut self.tree, &mut self.space);
-            let snapshot = snapshot.root();
-            if !self.bugs.is(Planted::LateTouchNotInSnapshot) {
-                tree.set_shared(snapshot, part.entry, mask, cluster, space, &mut released);
-            }
-            if !tree.same_leaf(snapshot, root, part.entry) {
-                tree.set_shared(root, part.entry, mask, cluster, space, &mut released);
+            let snapshot = At { root: snapshot.root(), head, index };
+            match self.bugs.is(Planted::LateTouchNotInSnapshot) {
+                true => tree.set(at, mask, cluster, true, space, &mut released),
+                false => {
+                    let volume = Some((at, mask));
+                    tree.set_late(snapshot, mask, volume, cluster, space, &mut released);
+                }
             }
         }
         self.releases.add(position.sequence, &mut released);
@@ -556,7 +569,7 @@ impl Owner {
     /// There is no free cluster: what is being released may bring one; else the host is told.
     fn wait_for_space(&mut self, id: u32, context: &mut Context<'_>) -> Look {
         self.end_epoch(id, context);
-        if self.releases.is_empty() && self.dismantling.is_empty() {
+        if self.releases.is_empty() && !self.tree.has_doomed() {
             return Look::Ends(Status::CAPACITY_EXCEEDED);
         }
         self.forget_plan(id);
@@ -569,6 +582,35 @@ impl Owner {
         if let Some(tag) = self.writes[id as usize].epoch.take() {
             context.epoch.end_io(tag);
         }
+    }
+}
+
+impl Default for Write {
+    fn default() -> Self {
+        Self {
+            origin: Origin { lane: Origin::PARENT, slot: 0 },
+            volume: 0,
+            op: Op::Flush,
+            start: 0,
+            bytes: 0,
+            buffer: None,
+            status: Status::SUCCESS,
+            outstanding: 0,
+            head: 0,
+            touches: Vec::new(),
+            fills: Vec::new(),
+            last_record: None,
+            cancelled_in: None,
+            cursor: (0, 0),
+            epoch: None,
+        }
+    }
+}
+
+impl Write {
+    /// What was read to fill its partly written blocks has arrived.
+    pub(super) fn is_filled(&self) -> bool {
+        !self.fills.is_empty()
     }
 }
 

@@ -1,0 +1,427 @@
+//! Opening a pool: the checkpoint, what the journal has since, and a new checkpoint.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bdev::Bdev;
+use dma::{DmaBuffer, Pool as Memory};
+use std::time::Instant;
+
+use super::changes::Change;
+use super::checkpoint::Checkpoint;
+use super::closing::Closing;
+use super::journal::{Journal, place};
+use super::load::Loader;
+use super::planted::Bugs;
+use super::releases::Releases;
+use super::{Call, Item, Owner, Pending, Planted};
+use crate::devices::{Devices, Place};
+use crate::epoch::OwnerEpoch;
+use crate::format::{PAGE_BYTES, PoolState, Record, Superblock, crc64, decode_block};
+use crate::lane::Lane;
+use crate::limits::{
+    BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, MAX_DEVICES, MAX_VOLUME_BLOCKS,
+    MAX_VOLUME_CLUSTERS,
+};
+use crate::map::{At, Map, Release, Root, Tree};
+use crate::pieces::Pieces;
+use crate::pool::{PoolError, read_label};
+use crate::shared::Shared;
+use crate::space::Space;
+use crate::wait::{SyncDevice, buffer};
+
+/// How a pool is opened.
+pub struct OpenOptions {
+    /// Lanes, one for each core.
+    pub lanes: usize,
+    /// The owner's buffers, for the journal and checkpoints: at least 4 MiB, in blocks of 64 KiB at
+    /// least.
+    pub memory: Memory,
+    /// A bug, for the simulator. Without debug assertions it is none.
+    pub planted: Option<Planted>,
+}
+
+/// Opens a pool on its devices, in any order; gives one lane for each core. The first is the
+/// owner's.
+///
+/// # Errors
+/// A device is missing, foreign, or does not work; or what all volumes need is damaged. A volume that
+/// is damaged is no error: it stays closed, and [`Call::Info`] names it.
+pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, PoolError> {
+    let OpenOptions { lanes, mut memory, planted } = options;
+    let io = buffer(&mut memory)?;
+    let (superblock, order, mut devices) = find_devices(bdevs, &io)?;
+    let bugs = Bugs::new(planted);
+    let shared = Arc::new(Shared::new(Arc::new(Map::new()), lanes));
+    let mut owner = Owner::empty(Arc::clone(&shared), superblock, memory, bugs)?;
+    let mut recovery = Recovery { owner: &mut owner, devices: &mut devices, io: &io };
+    recovery.run()?;
+    drop(devices);
+    owner.memory.free(io);
+    let mut made = Vec::with_capacity(lanes);
+    let mut owner = Some(Box::new(owner));
+    for core in 0..lanes {
+        let mut channels = Devices::new();
+        for (index, bdev) in order.iter().enumerate() {
+            let Some(bdev) = bdev.map(|at| &bdevs[at]) else { continue };
+            let geometry = bdev.geometry();
+            let channel = bdev.open_channel(core)?;
+            let volatile = geometry.volatile_write_cache;
+            channels.add(index, channel, geometry.block_bytes, volatile);
+        }
+        made.push(Lane::new(core, Arc::clone(&shared), channels, owner.take()));
+    }
+    first_checkpoint(&mut made[0])?;
+    Ok(made)
+}
+
+/// Nothing is served before this: it begins a new incarnation, so that no block of the old journal
+/// is ever taken for one of the new.
+fn first_checkpoint(lane: &mut Lane) -> Result<(), PoolError> {
+    lane.call(0, Call::Checkpoint, 0);
+    let mut done = Vec::new();
+    loop {
+        lane.poll(Instant::now(), &mut done);
+        if lane.next_reply().is_some() {
+            return Ok(());
+        }
+        if let Some(pool) = lane.broken_pool() {
+            let reason = "the first checkpoint cannot be written".to_owned();
+            return Err(PoolError::Damaged { pool, reason });
+        }
+        std::thread::yield_now();
+    }
+}
+
+type Found = (Superblock, Vec<Option<usize>>, Vec<Option<SyncDevice>>);
+
+/// Reads the labels, and puts the devices in the pool's order.
+fn find_devices(bdevs: &[Arc<dyn Bdev>], io: &DmaBuffer) -> Result<Found, PoolError> {
+    let mut newest: Option<Superblock> = None;
+    let mut labelled = Vec::with_capacity(bdevs.len());
+    for bdev in bdevs {
+        let mut device = SyncDevice::open(bdev)?;
+        let label = read_label(&mut device, io)?;
+        if let Some(other) = &newest
+            && other.pool != label.pool
+        {
+            let device = bdev.name().to_owned();
+            return Err(PoolError::Foreign { device, other: label.name, pool: other.name.clone() });
+        }
+        if newest.as_ref().is_none_or(|newest| newest.generation < label.generation) {
+            newest = Some(label.clone());
+        }
+        labelled.push((device, label));
+    }
+    let Some(superblock) = newest else { return Err(PoolError::Count { count: 0 }) };
+    let pool = superblock.name.clone();
+    if superblock.state == PoolState::Destroyed {
+        return Err(PoolError::Damaged { pool, reason: "it was destroyed".to_owned() });
+    }
+    let mut order = vec![None; MAX_DEVICES];
+    let mut devices: Vec<Option<SyncDevice>> = (0..MAX_DEVICES).map(|_| None).collect();
+    for (at, (device, label)) in labelled.into_iter().enumerate() {
+        let index = superblock.devices.iter().position(|slot| slot.uuid == label.device);
+        let Some(index) = index.filter(|index| superblock.devices[*index].present) else {
+            let name = device.name().to_owned();
+            let reason = format!("no member of pool {pool} any more");
+            return Err(PoolError::Device { device: name, reason });
+        };
+        if device.clusters() < u64::from(superblock.devices[index].clusters) {
+            let name = device.name().to_owned();
+            let reason = format!("it is smaller than when it was added to pool {pool}");
+            return Err(PoolError::Device { device: name, reason });
+        }
+        order[index] = Some(at);
+        devices[index] = Some(device);
+    }
+    for (index, slot) in superblock.devices.iter().enumerate() {
+        if slot.present && devices[index].is_none() {
+            return Err(PoolError::Missing { pool, index, uuid: slot.uuid });
+        }
+    }
+    Ok((superblock, order, devices))
+}
+
+impl Owner {
+    fn empty(
+        shared: Arc<Shared>,
+        superblock: Superblock,
+        mut memory: Memory,
+        bugs: Bugs,
+    ) -> Result<Self, PoolError> {
+        let mut alloc = || {
+            let buffer = memory.alloc(PAGE_BYTES as u32);
+            buffer.ok_or(PoolError::NoMemory { bytes: PAGE_BYTES as u32 })
+        };
+        let zeroes = alloc()?;
+        zeroes.span().clear();
+        let buffers = (0..JOURNAL_BUFFERS).map(|_| alloc()).collect::<Result<Vec<_>, _>>()?;
+        let (areas, pool) = (superblock.journal, superblock.pool);
+        let next = superblock.journal_start;
+        let journal = Journal::new(areas, pool, superblock.incarnation, next, buffers);
+        Ok(Self {
+            tree: Tree::new(Arc::clone(&shared.map)),
+            space: empty_space(&superblock),
+            shared,
+            memory,
+            journal,
+            closing: Closing::new(next),
+            releases: Releases::default(),
+            epoch: OwnerEpoch::new(),
+            checkpoint: Checkpoint::default(),
+            superblock,
+            volumes: Default::default(),
+            damaged: Vec::new(),
+            last_head: 0,
+            writes: Vec::new(),
+            vacant: Vec::new(),
+            entries: HashMap::new(),
+            pending: Pending::default(),
+            open: VecDeque::new(),
+            ready: VecDeque::new(),
+            launched: VecDeque::new(),
+            cleared: VecDeque::new(),
+            stalled: VecDeque::new(),
+            wait_closed: Vec::new(),
+            wait_space: Vec::new(),
+            finished: VecDeque::new(),
+            calls: Default::default(),
+            freezing: None,
+            old_pages: Vec::new(),
+            spare_pages: None,
+            zeroes,
+            pieces: Pieces::default(),
+            released: Vec::new(),
+            bugs,
+        })
+    }
+}
+
+/// All is free but superblocks and journal.
+fn empty_space(superblock: &Superblock) -> Space {
+    let clusters = superblock.devices.iter().map(|d| if d.present { d.clusters } else { 0 });
+    let mut space = Space::new(&clusters.collect::<Vec<u32>>());
+    for area in &superblock.journal {
+        for cluster in 0..area.clusters() {
+            space.mark_fixed(area.first_cluster + cluster);
+        }
+    }
+    space
+}
+
+/// Brings an empty owner to where the pool was.
+struct Recovery<'a> {
+    owner: &'a mut Owner,
+    devices: &'a mut [Option<SyncDevice>],
+    io: &'a DmaBuffer,
+}
+
+impl Recovery<'_> {
+    fn run(&mut self) -> Result<(), PoolError> {
+        let mut loader = Loader::new(self.devices, self.io);
+        loader.load(self.owner)?;
+        self.owner.count();
+        let blocks = self.read_journal()?;
+        self.replay(&blocks)?;
+        // What was read may be in a volatile cache: it must not be lost after something has been
+        // written that relies on it.
+        if !self.owner.bugs.is(Planted::RecoverWithoutFlush) {
+            for device in self.devices.iter_mut().flatten() {
+                device.flush()?;
+            }
+        }
+        self.settle(blocks.len() as u64);
+        Ok(())
+    }
+
+    /// The blocks from where the checkpoint ends, in order, without a gap.
+    fn read_journal(&mut self) -> Result<Vec<[u8; PAGE_BYTES]>, PoolError> {
+        let superblock = self.owner.superblock.clone();
+        let limit = superblock.journal.iter().map(|area| area.blocks).min().unwrap_or(0);
+        let mut windows = [Window::default(), Window::default()];
+        let mut blocks = Vec::new();
+        for sequence in (superblock.journal_start..).take(limit as usize) {
+            let mut found = None;
+            for (area, window) in superblock.journal.iter().zip(&mut windows) {
+                let bytes = window.read(place(area, sequence), self.devices, self.io);
+                let Some(bytes) = bytes else { continue };
+                let (pool, incarnation) = (&superblock.pool, superblock.incarnation);
+                let valid = decode_block(bytes, pool, incarnation);
+                if valid.is_ok_and(|(header, _)| header.sequence == sequence) {
+                    found = Some(*bytes);
+                    break;
+                }
+            }
+            match found {
+                Some(block) => blocks.push(block),
+                None => break,
+            }
+        }
+        Ok(blocks)
+    }
+
+    fn replay(&mut self, blocks: &[[u8; PAGE_BYTES]]) -> Result<(), PoolError> {
+        let (pool, incarnation) = (self.owner.superblock.pool, self.owner.superblock.incarnation);
+        let mut cancelled = HashSet::new();
+        let mut closed_up_to = 0;
+        for block in blocks {
+            let Ok((header, records)) = decode_block(block, &pool, incarnation) else { continue };
+            closed_up_to = closed_up_to.max(header.closed_up_to);
+            for record in records {
+                if let Ok(Record::Cancel { sequence, index }) = record {
+                    cancelled.insert((sequence, index));
+                }
+            }
+        }
+        for block in blocks {
+            let Ok((header, records)) = decode_block(block, &pool, incarnation) else { continue };
+            for (index, record) in records.enumerate() {
+                let sequence = header.sequence;
+                let damaged = |reason: String| {
+                    let reason = format!("journal block {sequence}, record {index}: {reason}");
+                    PoolError::Damaged { pool: String::new(), reason }
+                };
+                let record = record.map_err(|error| damaged(error.to_string()))?;
+                if cancelled.contains(&(sequence, index as u16)) {
+                    continue;
+                }
+                let open = sequence > closed_up_to;
+                self.replay_record(&record, sequence, open).map_err(damaged)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn replay_record(
+        &mut self,
+        record: &Record<'_>,
+        sequence: u64,
+        open: bool,
+    ) -> Result<(), String> {
+        let mut released = std::mem::take(&mut self.owner.released);
+        match *record {
+            Record::Map { volume, entry, mask, cluster, crcs } => {
+                if entry >= MAX_VOLUME_CLUSTERS || !self.owner.superblock.has_cluster(cluster) {
+                    return Err(format!("entry {entry}, cluster {cluster} are not possible"));
+                }
+                let verify = open && !self.owner.bugs.is(Planted::ReplayUnverified);
+                let mask = match verify {
+                    true => self.verify(mask, cluster, crcs.iter().map(|crc| crc.get())),
+                    false => mask,
+                };
+                if let Some((root, head)) = self.owner.volumes.get(&volume).map(|v| v.tree())
+                    && mask != 0
+                {
+                    let Owner { tree, space, .. } = &mut *self.owner;
+                    let at = At { root, head, index: entry };
+                    tree.set(at, mask, cluster, false, space, &mut released);
+                }
+            }
+            Record::Clear { volume, first_block, block_count } => {
+                let end = first_block.checked_add(block_count);
+                if end.is_none_or(|end| end > MAX_VOLUME_BLOCKS) {
+                    return Err(format!("block {first_block} is not possible"));
+                }
+                if let Some((root, head)) = self.owner.volumes.get(&volume).map(|v| v.tree()) {
+                    let Owner { tree, space, .. } = &mut *self.owner;
+                    tree.clear_range(root, head, first_block, block_count, space, &mut released);
+                }
+            }
+            Record::Change(json) => {
+                let change: Change =
+                    serde_json::from_slice(json).map_err(|error| error.to_string())?;
+                self.owner.apply(&change, sequence);
+            }
+            Record::Cancel { .. } => {}
+        }
+        self.owner.releases.add(sequence, &mut released);
+        self.owner.released = released;
+        Ok(())
+    }
+
+    /// Which of these blocks hold what the record says. The others were on their way when the end
+    /// came, and nobody was told that they had arrived. One that cannot be read is kept: whoever
+    /// reads it is told.
+    fn verify(&mut self, mask: u16, cluster: u32, crcs: impl Iterator<Item = u64>) -> u16 {
+        let blocks = (0..CLUSTER_BLOCKS).filter(|block| mask & (1 << block) != 0);
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        let mut good = 0;
+        for (block, crc) in blocks.zip(crcs) {
+            let place = Place { cluster, offset: block * BLOCK_BYTES };
+            let Some(device) = &mut self.devices[place.device()] else { continue };
+            let read = device.read(place.byte(), &mut bytes, self.io);
+            if read.is_err() || crc64(&bytes) == crc {
+                good |= 1 << block;
+            }
+        }
+        good
+    }
+
+    /// Frees what replay let go, and begins a new incarnation. Nobody reads yet, so that needs no
+    /// waiting; pages stay, because the checkpoint on the devices has them.
+    fn settle(&mut self, blocks: u64) {
+        let owner = &mut *self.owner;
+        let mut released = Vec::new();
+        for item in owner.releases.drain() {
+            match item {
+                Item::Map(Release::Pages(extent)) => owner.old_pages.push(extent),
+                Item::Map(release) => owner.tree.free(release, &mut owner.space, &mut released),
+                Item::Blocks { .. } => {}
+            }
+        }
+        while !owner.tree.reap(usize::MAX, &mut owner.space, &mut released) {}
+        owner.keep_pages(&mut released);
+        owner.volumes.values_mut().for_each(|volume| volume.settling = None);
+        let next = owner.superblock.journal_start + blocks;
+        if !owner.bugs.is(Planted::OldIncarnation) {
+            owner.superblock.incarnation += 1;
+        }
+        owner.superblock.state = PoolState::Open;
+        owner.journal.restart(owner.superblock.incarnation, next);
+        owner.closing = Closing::new(next);
+    }
+}
+
+impl Owner {
+    /// Counts what the loaded maps hold.
+    fn count(&mut self) {
+        let roots = self.volumes.values().map(|volume| match volume.handle.read_only() {
+            true => (volume.root(), 0),
+            false => volume.tree(),
+        });
+        let damaged = self.damaged.iter().filter_map(|damaged| Some((damaged.root?, 0)));
+        let roots: Vec<(Root, u64)> = roots.chain(damaged).collect();
+        self.old_pages.extend(self.tree.recount(&roots, &mut self.space));
+    }
+}
+
+/// The cluster that was read last of a journal.
+#[derive(Default)]
+struct Window {
+    cluster: Option<u32>,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// A block of the journal; `None` if it cannot be read.
+    fn read(
+        &mut self,
+        place: Place,
+        devices: &mut [Option<SyncDevice>],
+        io: &DmaBuffer,
+    ) -> Option<&[u8; PAGE_BYTES]> {
+        if self.cluster != Some(place.cluster) {
+            self.bytes.resize(CLUSTER_BYTES as usize, 0);
+            let start = Place { offset: 0, ..place };
+            let device = devices[place.device()].as_mut()?;
+            if let Err(error) = device.read(start.byte(), &mut self.bytes, io) {
+                tracing::warn!(%error, "a part of the journal cannot be read");
+                self.cluster = None;
+                return None;
+            }
+            self.cluster = Some(place.cluster);
+        }
+        self.bytes[place.offset as usize..].first_chunk()
+    }
+}

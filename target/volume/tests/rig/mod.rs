@@ -1,0 +1,164 @@
+//! A pool on RAM devices with one lane, and I/O that is waited for.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bdev::{Bdev, Io, Op, RamBdev};
+use dma::{Arena, DmaSpan, Pool};
+use nvme_spec::status::Status;
+use volume::{
+    Call, CreateOptions, CreateVolume, Lane, OpenOptions, Reply, VolumeError, VolumeHandle, pool,
+};
+
+const IO_BYTES: u32 = 4 << 20;
+
+pub struct Rig {
+    arena: &'static Arena,
+    bdevs: Vec<Arc<dyn Bdev>>,
+    lane: Option<Lane>,
+    data: DmaSpan,
+    open: Vec<(u32, Arc<VolumeHandle>)>,
+}
+
+impl Rig {
+    pub fn new(sizes: &[u64]) -> Self {
+        Self::with_blocks(sizes, 4096)
+    }
+
+    pub fn with_blocks(sizes: &[u64], block_bytes: u32) -> Self {
+        let arena = Arena::plain_pages(64 << 20).unwrap();
+        let make = |(index, bytes): (usize, &u64)| -> Arc<dyn Bdev> {
+            let blocks = bytes / u64::from(block_bytes);
+            Arc::new(RamBdev::new(&format!("r{index}"), block_bytes, blocks).unwrap())
+        };
+        let bdevs: Vec<Arc<dyn Bdev>> = sizes.iter().enumerate().map(make).collect();
+        let mut memory = Pool::new(arena, 1 << 20, 1 << 20).unwrap();
+        pool::create("p", &bdevs, &CreateOptions::default(), &mut memory).unwrap();
+        let data = arena.carve(IO_BYTES as usize, 4096).unwrap();
+        let mut rig = Self { arena, bdevs, lane: None, data, open: Vec::new() };
+        rig.reopen();
+        rig
+    }
+
+    /// Nothing is lost or counted wrongly.
+    pub fn check(&mut self) {
+        let Ok(Reply::Faults(faults)) = self.call(Call::Check) else { panic!() };
+        assert!(faults.is_empty(), "{faults:#?}");
+    }
+
+    /// Ends the pool as a process would that is killed, and opens it again.
+    pub fn reopen(&mut self) {
+        if self.lane.is_some() {
+            self.check();
+        }
+        self.lane = None;
+        self.open.clear();
+        let memory = Pool::new(self.arena, 4 << 20, 1 << 20).unwrap();
+        let options = OpenOptions { lanes: 1, memory, planted: None };
+        self.lane = pool::open(&self.bdevs, options).unwrap().pop();
+        self.check();
+    }
+
+    fn lane(&mut self) -> &mut Lane {
+        self.lane.as_mut().unwrap()
+    }
+
+    pub fn idle(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.lane().poll(Instant::now(), &mut Vec::new());
+        }
+    }
+
+    pub fn call(&mut self, call: Call) -> Result<Reply, VolumeError> {
+        self.lane().call(1, call, 1_700_000_000);
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            self.lane().poll(Instant::now(), &mut Vec::new());
+            if let Some((id, reply)) = self.lane().next_reply() {
+                assert_eq!(id, 1);
+                return reply;
+            }
+            assert!(Instant::now() < end, "no reply");
+        }
+    }
+
+    pub fn create(&mut self, name: &str, bytes: u64, block_bytes: u32) {
+        let create = CreateVolume {
+            name: name.to_owned(),
+            bytes,
+            block_bytes,
+            labels: Default::default(),
+            description: String::new(),
+        };
+        self.call(Call::Create(create)).unwrap();
+    }
+
+    pub fn snapshot(&mut self, volume: &str, name: &str) {
+        self.call(Call::Snapshot(vec![(volume.to_owned(), name.to_owned())])).unwrap();
+    }
+
+    pub fn free(&mut self) -> u64 {
+        let Ok(Reply::Pool(info)) = self.call(Call::Info) else { panic!() };
+        info.free_bytes
+    }
+
+    pub fn open(&mut self, name: &str) -> u32 {
+        let Ok(Reply::Handle(handle)) = self.call(Call::Open(name.to_owned())) else { panic!() };
+        let channel = self.lane().attach(Arc::clone(&handle));
+        self.open.push((channel, handle));
+        channel
+    }
+
+    pub fn close(&mut self, channel: u32) {
+        let at = self.open.iter().position(|(other, _)| *other == channel).unwrap();
+        let (_, handle) = self.open.swap_remove(at);
+        self.lane().detach(channel);
+        self.call(Call::Close(handle.id())).unwrap();
+    }
+
+    fn io(&mut self, channel: u32, op: Op, byte: u64, bytes: u64) -> Status {
+        let (_, handle) = self.open.iter().find(|(other, _)| *other == channel).unwrap();
+        let block = u64::from(handle.block_bytes());
+        let buffer = (!matches!(op, Op::WriteZeroes { .. } | Op::Flush)).then_some(self.data);
+        let (slba, block_count) = (byte / block, (bytes / block) as u32);
+        self.lane().submit(channel, Io { tag: 7, op, slba, block_count, buffer }).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        let mut done = Vec::new();
+        while done.is_empty() {
+            self.lane().poll(Instant::now(), &mut done);
+            assert!(Instant::now() < end, "{op:?} at {byte} does not end");
+        }
+        assert_eq!((done.len(), done[0].channel, done[0].completion.tag), (1, channel, 7));
+        done[0].completion.status
+    }
+
+    pub fn write(&mut self, channel: u32, byte: u64, bytes: &[u8]) -> Status {
+        self.data.write(0, bytes);
+        self.io(channel, Op::Write { fua: false }, byte, bytes.len() as u64)
+    }
+
+    pub fn read(&mut self, channel: u32, byte: u64, bytes: usize) -> Vec<u8> {
+        self.data.fill(0xEE);
+        assert_eq!(self.io(channel, Op::Read, byte, bytes as u64), Status::SUCCESS);
+        let mut read = vec![0; bytes];
+        self.data.read(0, &mut read);
+        read
+    }
+
+    pub fn write_zeroes(&mut self, channel: u32, byte: u64, bytes: u64) -> Status {
+        self.io(channel, Op::WriteZeroes { deallocate: true, fua: false }, byte, bytes)
+    }
+
+    pub fn deallocate(&mut self, channel: u32, ranges: &[(u64, u64)]) -> Status {
+        let (_, handle) = self.open.iter().find(|(other, _)| *other == channel).unwrap();
+        let block = u64::from(handle.block_bytes());
+        for (index, (byte, bytes)) in ranges.iter().enumerate() {
+            let at = 16 * index as u32;
+            self.data.write_obj(at, &0u32);
+            self.data.write_obj(at + 4, &((bytes / block) as u32));
+            self.data.write_obj(at + 8, &(byte / block));
+        }
+        self.io(channel, Op::Deallocate { ranges: ranges.len() as u16 }, 0, 0)
+    }
+}
