@@ -1,6 +1,7 @@
 //! What the control socket is asked.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::results::{BdevInfo, ConnectionInfo, QueueInfo, VersionInfo};
 use api::{BdevCreate, BdevKind, Call, ErrorCode, RpcError};
@@ -16,6 +17,9 @@ use super::stats::Wanted;
 use super::volumes::Question;
 use crate::options::log_filter;
 use crate::state::{SavedBdev, State};
+
+/// How long the I/O of a daemon that was killed may take to end.
+const FORMER_LIMIT: Duration = Duration::from_secs(5);
 
 impl Control {
     pub(super) fn handle_call(&mut self, asked: Asked) {
@@ -132,8 +136,17 @@ impl Control {
 
     /// Makes again what users created before a restart.
     pub(crate) fn restore_bdevs(&mut self) {
+        let limit = Instant::now() + FORMER_LIMIT;
         for saved in &self.state.bdevs {
-            let made = make_bdev(saved);
+            let made = loop {
+                match make_bdev(saved) {
+                    // The kernel ends the I/O of a process that was killed after the process.
+                    Err(error) if error.code == ErrorCode::InUse && Instant::now() < limit => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    made => break made,
+                }
+            };
             let added = made.and_then(|bdev| self.bdevs.add(bdev).map_err(bdev_error));
             if let Err(error) = added {
                 tracing::error!(bdev = saved.name, %error, "not there after the restart");
