@@ -105,6 +105,8 @@ methods! {
     /// Makes a volume what a snapshot is. What it was stays as another snapshot. Returns the
     /// volume's `VolumeInfo`.
     VolumeRollback(VolumeRollback) = "volume.rollback";
+    /// Lets a clone take the place of what it was cloned from. Returns its `VolumeInfo`.
+    VolumePromote(VolumeName) = "volume.promote";
     /// Takes snapshots of one instant. Returns a list of `VolumeInfo`, in the order asked for.
     SnapshotCreate(SnapshotCreate) = "snapshot.create";
     /// Snapshots. Returns a list of `VolumeInfo`.
@@ -346,6 +348,7 @@ impl Call {
             Call::VolumeList(list) => list.check(),
             Call::VolumeShow(VolumeName { volume })
             | Call::VolumeDelete(VolumeName { volume })
+            | Call::VolumePromote(VolumeName { volume })
             | Call::SnapshotDelete(VolumeName { volume })
             | Call::SnapshotList(SnapshotList { volume: Some(volume) }) => {
                 check_field("volume", check_volume_name(volume))

@@ -84,7 +84,7 @@ pub struct SnapshotList {
     pub volume: Option<String>,
 }
 
-/// Parameters of `volume.show`, `volume.delete` and `snapshot.delete`.
+/// Parameters of `volume.show`, `volume.delete`, `volume.promote` and `snapshot.delete`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeName {

@@ -43,8 +43,8 @@ pub(crate) const POOL_MEMORY_BYTES: usize = 4 << 20;
 pub(crate) const POOL_BLOCK_BYTES: usize = volume::limits::CLUSTER_BYTES as usize;
 
 /// Calls to the owners of pools that wait for their answers: for each call of ours one or, from
-/// `pool.list`, one a pool; for each namespace one to open and one to close its volume; for each pool one
-/// that asks how full it is, and one on its way in or out.
+/// `pool.list`, one a pool; for each namespace one to open and one to close its volume; for each
+/// pool one that asks how full it is, and one on its way in or out.
 pub(crate) const MAX_POOL_CALLS: usize = MAX_CALLS * MAX_POOLS + 2 * MAX_EXPORTS + 3 * MAX_POOLS;
 
 /// Connections to the control socket at the same time, and so calls that wait for their answer.

@@ -1,9 +1,9 @@
 //! Pools: made, looked for, opened, closed.
 //!
 //! Reading and writing what is on the devices of a pool that is not open yet takes seconds: that is
-//! a [`Job`]. Its lanes go to the cores then; the owner's, core 0, is asked by messages from there
-//! on (`volumes`). A pool goes in the opposite order: its namespaces, a checkpoint, the lanes, which
-//! a job takes apart, and at last its claims on the block devices.
+//! a [`Job`]. Its lanes go to the cores then; the owner's, which core 0 has, is asked by messages
+//! from there on (`volumes`). A pool goes in the opposite order: its namespaces, a checkpoint, the
+//! lanes, which a job takes apart, and at last its claims on the block devices.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -82,7 +82,7 @@ enum Stage {
     /// Its owner takes a checkpoint.
     Checkpoint(Leave),
     /// Its lanes come back from the cores.
-    Removing(Leave, Vec<Box<Lane>>, usize),
+    Removing(Leave, Vec<Lane>, usize),
     /// A job takes them apart.
     Dropping(Leave, Job<()>),
 }
@@ -517,8 +517,8 @@ impl Control {
         self.leave_pool(name, kept.then_some(reason), answer);
     }
 
-    /// Ends the pool that has this block device, which is lost. It stays in the state, and is opened
-    /// again when the device comes back.
+    /// Ends the pool that has this block device, which is lost. It stays in the state, and is
+    /// opened again when the device comes back.
     pub(super) fn lose_pool_on(&mut self, bdev: &str) {
         let has_it = |(_, pool): &(&String, &OpenPool)| pool.bdevs.iter().any(|one| one == bdev);
         let Some(name) = self.pools.open.iter().find(has_it).map(|(name, _)| name.clone()) else {
@@ -602,7 +602,7 @@ impl Control {
     pub(super) fn handle_lane_removed(&mut self, place: usize, lane: Option<Box<Lane>>) {
         let pool = self.pools.open.values_mut().find(|pool| pool.place == place);
         if let Some(Stage::Removing(_, lanes, left)) = pool.map(|pool| &mut pool.stage) {
-            lanes.extend(lane);
+            lanes.extend(lane.map(|lane| *lane));
             *left -= 1;
         }
     }

@@ -50,6 +50,7 @@ impl Control {
             | Call::VolumeResize(_)
             | Call::VolumeLabel(_)
             | Call::VolumeRollback(_)
+            | Call::VolumePromote(_)
             | Call::SnapshotCreate(_)
             | Call::SnapshotList(_)
             | Call::SnapshotDelete(_)

@@ -289,6 +289,11 @@ impl Control {
             Call::VolumeResize(params) => self.resize_volume(params, reply),
             Call::VolumeLabel(params) => self.label_volume(params, reply),
             Call::VolumeRollback(params) => self.rollback_volume(params, reply),
+            Call::VolumePromote(params) => {
+                let (pool, name) = split(&params.volume);
+                let call = volume::Call::Promote(name.to_owned());
+                self.change(pool, call, Change::Described, reply);
+            }
             Call::SnapshotCreate(params) => self.create_snapshots(params, reply),
             Call::SnapshotList(params) => {
                 let pool = params.volume.as_deref().map(|volume| split(volume).0.to_owned());
@@ -460,33 +465,34 @@ impl Control {
     /// Rolls back volumes whose hosts have seen that the namespace is gone: one that had not would
     /// take what comes back for what it was, and show what it remembers of it.
     pub(super) fn poll_rollbacks(&mut self, now: Instant) {
-        for rollback in std::mem::take(&mut self.pools.rollbacks) {
+        for mut rollback in std::mem::take(&mut self.pools.rollbacks) {
             let Rollback { nqn, nsid, volume, .. } = &rollback;
+            if self.bdevs.holder(volume).is_some() {
+                // The last I/O has not ended; hosts have their time from there on.
+                rollback.limit = now + REMOVAL_LIMIT;
+                self.pools.rollbacks.push(rollback);
+                continue;
+            }
             let unaware = self.target.hosts_with_removed(nqn, *nsid);
-            let held = self.bdevs.holder(volume).is_some();
-            if !held && unaware.is_empty() {
-                let Rollback { volume, call, reply, .. } = rollback;
+            if !unaware.is_empty() && now < rollback.limit {
+                self.pools.rollbacks.push(rollback);
+                continue;
+            }
+            let Rollback { nqn, nsid, volume, call, reply, .. } = rollback;
+            if unaware.is_empty() {
                 // Nobody holds it; a pool that is gone meanwhile says so.
                 let _ = self.claim_for(&volume, "a rollback");
                 let (pool, _) = split(&volume);
-                self.ask_pool(pool, call, Then::Change(Change::RolledBack(volume.clone()), reply));
-            } else if now < rollback.limit {
-                self.pools.rollbacks.push(rollback);
+                let then = Then::Change(Change::RolledBack(volume.clone()), reply);
+                self.ask_pool(pool, call, then);
             } else {
-                let message = match held {
-                    true => format!("I/O on {volume} does not end"),
-                    false => format!("its hosts do not let go of namespace {nsid} of {nqn}"),
-                };
+                let message = format!("hosts do not let go of namespace {nsid} of {nqn}");
                 let error = RpcError::new(ErrorCode::Failed, message).with_found(unaware);
                 let error = error.with_advice(format!(
                     "nothing was rolled back; disconnect them (nvme disconnect -n {nqn}), or \
                      forebay unexport {nqn} --force"
                 ));
-                let Rollback { volume, reply, .. } = rollback;
-                match held {
-                    true => drop(reply.send(Err(error))),
-                    false => self.serve_again(&volume, reply, Err(error)),
-                }
+                self.serve_again(&volume, reply, Err(error));
             }
         }
     }
