@@ -1,4 +1,4 @@
-# testbed: ssds=1 size=512M mark=ci timeout=300
+# testbed: ssds=1 size=512M mark=ci timeout=420
 # A pool on an SSD, and a thin volume of it, larger than the SSD, attached over RDMA: a snapshot under
 # load, its clone attached beside the origin and compared with it, a rollback that hosts see, another
 # size that they see too, an orderly restart and a `kill -9`, and the pool closed and found again.

@@ -1,4 +1,4 @@
-# testbed: ssds=2 size=128M mark=ci timeout=420
+# testbed: ssds=2 size=128M mark=ci timeout=600
 # The main job, end to end: an SSD taken from the kernel, exported over RDMA, attached by the
 # kernel's initiator, with a file system on it; compared with the SSD's bytes outside the guest. And
 # another SSD carved into volumes: a snapshot, its clone attached beside the origin, a rollback.

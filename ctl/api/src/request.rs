@@ -11,8 +11,8 @@ use crate::names::{
     check_pool_name, check_size, check_subsystem_nqn, check_volume_name,
 };
 use crate::volumes::{
-    PoolCreate, PoolName, SnapshotClone, SnapshotCreate, SnapshotList, VolumeCreate, VolumeLabel,
-    VolumeList, VolumeName, VolumeRename, VolumeResize, VolumeRollback,
+    PoolCreate, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate,
+    VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeResize, VolumeRollback,
 };
 
 /// The methods in one table: variant, name, parameters.
@@ -88,6 +88,9 @@ methods! {
     PoolList(Nothing) = "pool.list";
     /// One of them. Returns its `PoolInfo`.
     PoolShow(PoolName) = "pool.show";
+    /// Compares what a pool has counted with its maps; I/O waits meanwhile. Returns a list of what
+    /// is wrong.
+    PoolCheck(PoolName) = "pool.check";
     /// Makes a volume. Returns its [`VolumeInfo`](crate::results::VolumeInfo).
     VolumeCreate(VolumeCreate) = "volume.create";
     /// Volumes and snapshots. Returns a list of `VolumeInfo`.
@@ -113,6 +116,9 @@ methods! {
     SnapshotList(SnapshotList) = "snapshot.list";
     /// Removes a snapshot that is not exported. Returns nothing.
     SnapshotDelete(VolumeName) = "snapshot.delete";
+    /// What was written between two snapshots or volumes of a pool.
+    /// Returns a [`Difference`](crate::results::Difference).
+    SnapshotDiff(SnapshotDiff) = "snapshot.diff";
     /// Makes a volume that begins as a snapshot is. Returns its `VolumeInfo`.
     SnapshotClone(SnapshotClone) = "snapshot.clone";
     /// Exports a block device. Returns its [`ExportInfo`](crate::results::ExportInfo).
@@ -343,6 +349,7 @@ impl Call {
             Call::PoolCreate(create) => create.check(),
             Call::PoolImport(PoolName { name })
             | Call::PoolExport(PoolName { name })
+            | Call::PoolCheck(PoolName { name })
             | Call::PoolShow(PoolName { name }) => check_field("name", check_pool_name(name)),
             Call::VolumeCreate(create) => create.check(),
             Call::VolumeList(list) => list.check(),
@@ -365,6 +372,7 @@ impl Call {
             Call::VolumeRollback(rollback) => rollback.check(),
             Call::SnapshotCreate(create) => create.check(),
             Call::SnapshotClone(clone) => clone.check(),
+            Call::SnapshotDiff(diff) => diff.check(),
             _ => Ok(()),
         }
     }

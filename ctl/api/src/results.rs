@@ -209,6 +209,24 @@ pub struct VolumeInfo {
     pub claimed_by: Option<String>,
 }
 
+/// What was written between two snapshots or volumes, from some byte on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Where, in order.
+    pub extents: Vec<Extent>,
+    /// Where to go on; none at the end.
+    pub next: Option<u64>,
+}
+
+/// A part of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Its first byte.
+    pub start: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
 /// Whether an export is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

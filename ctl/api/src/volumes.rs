@@ -36,7 +36,7 @@ pub struct PoolCreate {
     pub journal_bytes: Option<u64>,
 }
 
-/// Parameters of `pool.import`, `pool.export` and `pool.show`.
+/// Parameters of `pool.import`, `pool.export`, `pool.show` and `pool.check`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolName {
@@ -169,6 +169,20 @@ pub struct SnapshotClone {
     pub read_only: bool,
 }
 
+/// Parameters of `snapshot.diff`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotDiff {
+    /// The earlier one, `POOL/NAME`; by default nothing: all that the other has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The later one, of the same pool.
+    pub to: String,
+    /// First byte to look at: where the answer before left off.
+    #[serde(default)]
+    pub start: u64,
+}
+
 impl PoolCreate {
     pub(crate) fn check(&self) -> Result<(), RpcError> {
         check_field("name", check_pool_name(&self.name))?;
@@ -259,6 +273,19 @@ impl SnapshotClone {
     pub(crate) fn check(&self) -> Result<(), RpcError> {
         check_field("snapshot", check_volume_name(&self.snapshot))?;
         check_field("name", check_pool_name(&self.name))
+    }
+}
+
+impl SnapshotDiff {
+    pub(crate) fn check(&self) -> Result<(), RpcError> {
+        check_field("to", check_volume_name(&self.to))?;
+        let Some(from) = &self.from else { return Ok(()) };
+        check_field("from", check_volume_name(from))?;
+        let pool = |name: &str| name.split_once('/').map(|(pool, _)| pool.to_owned());
+        match pool(from) == pool(&self.to) {
+            true => Ok(()),
+            false => Err(RpcError::invalid("from", format!("is not in the pool of {}", self.to))),
+        }
     }
 }
 

@@ -209,9 +209,17 @@ impl<'a, W: Write> Session<'a, W> {
         table: impl FnOnce(&R) -> String,
     ) -> Result<(), CliError> {
         let result: R = self.call(call)?;
+        self.print(&result, table)
+    }
+
+    pub(crate) fn print<R: Serialize>(
+        &mut self,
+        result: &R,
+        table: impl FnOnce(&R) -> String,
+    ) -> Result<(), CliError> {
         match self.json {
-            true => self.print_json(&result)?,
-            false => writeln!(self.out, "{}", table(&result))?,
+            true => self.print_json(result)?,
+            false => writeln!(self.out, "{}", table(result))?,
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal as _, Write};
 
-use api::results::{FoundPool, PoolInfo, VolumeInfo, VolumeKind};
+use api::results::{Difference, FoundPool, PoolInfo, VolumeInfo, VolumeKind};
 use api::{Call, Nothing, PoolName, VolumeName};
 
 use crate::error::CliError;
@@ -37,6 +37,12 @@ pub(crate) fn run_pool<W: Write>(
         PoolCommand::Export { name } => {
             session.wait_for(format!("closing {name}"));
             session.done(Call::PoolExport(named(name)), "closed; its block devices are free")
+        }
+        PoolCommand::Check { name } => {
+            session.wait_for(format!("checking {name}"));
+            session.show(Call::PoolCheck(named(name)), |faults: &Vec<String>| {
+                if faults.is_empty() { "nothing is wrong".to_owned() } else { faults.join("\n") }
+            })
         }
         PoolCommand::List => {
             session.show(Call::PoolList(Nothing {}), |infos: &Vec<PoolInfo>| tables::pools(infos))
@@ -182,6 +188,18 @@ pub(crate) fn run_snapshot<W: Write>(
         SnapshotCommand::Delete { snapshots } => {
             let call = |name: &String| Call::SnapshotDelete(VolumeName { volume: name.clone() });
             session.each(snapshots, call, "deleted")
+        }
+        SnapshotCommand::Diff { from, to } => {
+            let mut whole = Vec::new();
+            let mut next = Some(0);
+            while let Some(start) = next {
+                let diff = api::SnapshotDiff { from: Some(from.clone()), to: to.clone(), start };
+                let part: Difference = session.call(Call::SnapshotDiff(diff))?;
+                whole.extend(part.extents);
+                // It goes on further behind, or not at all.
+                next = part.next.filter(|next| *next > start);
+            }
+            session.print(&whole, |extents| tables::extents(extents))
         }
         SnapshotCommand::Clone { snapshot, name, read_only } => {
             let clone = api::SnapshotClone {

@@ -33,6 +33,11 @@ pub(crate) enum PoolCommand {
         #[arg(value_parser = checked(api::check_pool_name))]
         name: String,
     },
+    /// Compare what a pool has counted with its maps; I/O on it waits meanwhile
+    Check {
+        #[arg(value_parser = checked(api::check_pool_name))]
+        name: String,
+    },
     /// Show all pools
     List,
     /// Show one pool: how full it is, what is wrong with it
@@ -174,6 +179,15 @@ pub(crate) enum SnapshotCommand {
         #[arg(value_name = "SNAPSHOT", required = true,
               value_parser = checked(api::check_volume_name))]
         snapshots: Vec<String>,
+    },
+    /// Show what was written between two snapshots or volumes of a pool
+    Diff {
+        /// The earlier one, POOL/NAME
+        #[arg(value_parser = checked(api::check_volume_name))]
+        from: String,
+        /// The later one
+        #[arg(value_parser = checked(api::check_volume_name))]
+        to: String,
     },
     /// Make a volume that begins as a snapshot is; nothing is copied
     Clone {

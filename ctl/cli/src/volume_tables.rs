@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
-use api::results::{FoundPool, PoolInfo, PoolState, VolumeInfo, VolumeKind};
+use api::results::{Extent, FoundPool, PoolInfo, PoolState, VolumeInfo, VolumeKind};
 use api::{Labels, show_size};
 
 use crate::tables::{list, or_dash, table};
@@ -66,6 +66,13 @@ pub(crate) fn found(found: &[FoundPool]) -> String {
             };
             [pool.name.clone(), pool.uuid.clone(), list(&pool.bdevs), complete]
         }),
+    )
+}
+
+pub(crate) fn extents(extents: &[Extent]) -> String {
+    table(
+        &["START", "BYTES"],
+        extents.iter().map(|extent| [extent.start.to_string(), extent.bytes.to_string()]),
     )
 }
 

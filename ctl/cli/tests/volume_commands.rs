@@ -73,6 +73,22 @@ fn a_snapshot_to_roll_back_to_is_named_with_its_pool_or_without() {
 }
 
 #[test]
+fn a_difference_is_asked_for_until_its_end() {
+    let part = |start: u64, next: Value| {
+        json!({"extents": [{"start": start, "bytes": 4096}],
+        "next": next})
+    };
+    let outcomes = vec![Ok(part(0, json!(65536))), Ok(part(65536, Value::Null))];
+    let (calls, output) = run("snapshot diff tank/a.s tank/a --json", outcomes);
+    let [Call::SnapshotDiff(_), Call::SnapshotDiff(second)] = calls.as_slice() else {
+        panic!("{calls:?}")
+    };
+    assert_eq!((second.from.as_deref(), second.start), (Some("tank/a.s"), 65536));
+    let extents: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(extents, json!([{"start": 0, "bytes": 4096}, {"start": 65536, "bytes": 4096}]));
+}
+
+#[test]
 fn volumes_and_snapshots_are_a_table_or_json() {
     let infos = json!([volume("tank/a", "volume"), volume("tank/a.s", "snapshot")]);
     let (_, output) = run("volume list tank", vec![Ok(infos.clone())]);

@@ -12,6 +12,7 @@ mod device_info;
 mod devices;
 mod ending;
 mod exports;
+mod gathering;
 mod health;
 mod hosts;
 mod job;

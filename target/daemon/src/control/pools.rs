@@ -20,10 +20,11 @@ use volume::{Call, CreateOptions, Label, Lane, OpenOptions, PoolError};
 
 use super::Control;
 use super::exports::{bdev_error, in_use, not_found};
+use super::gathering::Gathering;
 use super::job::Job;
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
-use super::volumes::{Gathering, PoolCall, Rollback, Then};
+use super::volumes::{PoolCall, Rollback, Then};
 use crate::limits::{MAX_POOLS, POOL_BLOCK_BYTES, POOL_MEMORY_BYTES, POOLS_OPEN_LIMIT};
 use crate::message::CoreMessage;
 use crate::state::{SavedPool, State};

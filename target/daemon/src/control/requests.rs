@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use super::Control;
 use super::exports::bdev_error;
+use super::gathering::Question;
 use super::socket::Asked;
 use super::stats::Wanted;
-use super::volumes::Question;
 use crate::options::log_filter;
 use crate::state::{SavedBdev, State};
 
@@ -38,6 +38,7 @@ impl Control {
             Call::PoolImport(params) => return self.import_pool(params.name, reply),
             Call::PoolScan(_) => return self.scan_pools(reply),
             Call::PoolExport(params) => return self.export_pool(&params.name, reply),
+            Call::PoolCheck(params) => return self.check_pool(&params.name, reply),
             Call::PoolList(_) => return self.ask_pools(None, Question::Pools, reply),
             Call::PoolShow(api::PoolName { name }) => {
                 return self.ask_pools(Some(&name.clone()), Question::Pool(name), reply);
@@ -54,6 +55,7 @@ impl Control {
             | Call::SnapshotCreate(_)
             | Call::SnapshotList(_)
             | Call::SnapshotDelete(_)
+            | Call::SnapshotDiff(_)
             | Call::SnapshotClone(_)) => return self.handle_volume_call(call, reply),
             Call::Version(_) => Ok(json!(self.version())),
             Call::BdevList(_) => Ok(json!(self.bdev_list())),

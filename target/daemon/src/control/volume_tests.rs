@@ -6,16 +6,21 @@ use std::time::Duration;
 
 use api::results::{ExportInfo, ExportState, PoolInfo, PoolState, VolumeInfo};
 use api::{Call, ErrorCode, RpcError};
-use nvmf::TargetConfig;
+use nvme_spec::command::Sqe;
+use nvme_spec::identify::cns;
+use nvme_spec::opcode;
+use nvme_spec::sgl::SglDescriptor;
 use nvmf::engine::EngineConfig;
+use nvmf::{QueueInfo, QueueKey, TargetConfig};
 use reactor::IdlePolicy;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use zerocopy::IntoBytes;
 
+use super::tests::{ALICE, NQN, connect, enable};
 use super::*;
 use crate::core::Core;
 
-const NQN: &str = "nqn.2026-11.io.forebay:v";
 const LIMIT: Duration = Duration::from_secs(20);
 
 struct World {
@@ -56,11 +61,16 @@ impl World {
         Self { control }
     }
 
-    async fn ask(&mut self, method: &str, params: Value) -> Result<Value, RpcError> {
+    fn begin(&mut self, method: &str, params: Value) -> oneshot::Receiver<Result<Value, RpcError>> {
         let line = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let call: Call = api::Request::parse(line.to_string().as_bytes()).unwrap().call;
-        let (reply, mut answer) = oneshot::channel();
+        let (reply, answer) = oneshot::channel();
         self.control.handle_call(Asked { call, reply });
+        answer
+    }
+
+    async fn ask(&mut self, method: &str, params: Value) -> Result<Value, RpcError> {
+        let mut answer = self.begin(method, params);
         let mut answered = None;
         let limit = Instant::now() + LIMIT;
         let came = |_: &mut Control| {
@@ -188,6 +198,10 @@ async fn volumes_snapshots_and_clones_by_name() {
     let made = world.ask("snapshot.create", params).await.unwrap();
     assert_eq!((&made[0]["name"], &made[1]["name"]), (&json!("tank/a.s"), &json!("tank/b.s")));
     assert!(made[0]["group"].is_string() && made[0]["group"] == made[1]["group"]);
+    let diff = json!({"from": "tank/a.s", "to": "tank/a"});
+    let diff = world.ask("snapshot.diff", diff).await.unwrap();
+    assert_eq!(diff, json!({"extents": [], "next": null}));
+    assert_eq!(world.ask("pool.check", json!({"name": "tank"})).await.unwrap(), json!([]));
     let of_a = world.ask("snapshot.list", json!({"volume": "tank/a"})).await.unwrap();
     assert_eq!((of_a.as_array().unwrap().len(), &of_a[0]["name"]), (1, &json!("tank/a.s")));
     let params = json!({"snapshot": "tank/a.s", "name": "c", "read_only": true});
@@ -296,6 +310,42 @@ async fn a_rollback_of_an_exported_volume_takes_it_from_its_hosts_meanwhile() {
     world.ask("export.remove", json!({"nqn": NQN})).await.unwrap();
     world.ask("volume.rollback", json!({"volume": "tank/a", "snapshot": "mine"})).await.unwrap();
     assert_eq!(world.control.bdevs.holder("tank/a"), None);
+}
+
+#[tokio::test]
+async fn a_rollback_waits_for_hosts_that_have_not_seen_the_namespace_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::with_volume(directory.path()).await;
+    world.ask("snapshot.create", json!({"volumes": ["tank/a"], "name": "s"})).await.unwrap();
+    let export = world.export("tank/a").await;
+    let now = Instant::now();
+    let (address, transport) = ("10.0.0.1:4420".parse().unwrap(), nvmf::Transport::Rdma);
+    let info = QueueInfo { transport, local: address, peer: address, qid: Some(0), entries: 32 };
+    let command = |request| CommandKey { queue: QueueKey(1), request };
+    let (sqe, data) = connect();
+    let target = &mut world.control.target;
+    target.handle_queue_opened(now, QueueKey(1), info);
+    target.handle_command(now, command(1), &sqe, data.as_bytes());
+    target.handle_command(now, command(2), &enable(), &[]);
+    let params = json!({"volume": "tank/a", "snapshot": "a.s", "force": true});
+    let mut answer = world.begin("volume.rollback", params);
+    let mut came = |_: &mut Control| answer.try_recv().ok();
+    let soon = Instant::now() + Duration::from_millis(200);
+    assert!(!world.control.wait_until(soon, |control| came(control).is_some()).await);
+    assert_eq!(world.control.target.hosts_with_removed(NQN, 1), [ALICE]);
+    assert_eq!(world.control.export_list()[0].state, ExportState::Down);
+    let mut list = Sqe::new(opcode::admin::IDENTIFY, 0);
+    list.set_sgl(SglDescriptor::keyed(0x1000, 4096, 7, false));
+    list.cdw10 = u32::from(cns::ACTIVE_NAMESPACES).into();
+    world.control.target.handle_command(Instant::now(), command(3), &list, &[]);
+    let mut rolled = None;
+    until(&mut world, |control| {
+        rolled = came(control);
+        rolled.is_some()
+    })
+    .await;
+    assert_eq!(rolled.unwrap().unwrap()["parent"], "tank/a.s");
+    assert_eq!(world.control.export_list(), [export]);
 }
 
 #[tokio::test]

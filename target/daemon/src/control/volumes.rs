@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use api::results::{self, DamagedVolume, PoolState};
+use api::results::{Difference, Extent};
 use api::{
-    ErrorCode, Labels, RpcError, SnapshotClone, SnapshotCreate, VolumeCreate, VolumeLabel,
+    ErrorCode, RpcError, SnapshotClone, SnapshotCreate, SnapshotDiff, VolumeCreate, VolumeLabel,
     VolumeRename, VolumeResize, VolumeRollback,
 };
 use bdev::{Bdev, BdevError};
@@ -20,13 +20,11 @@ use volume::{Call, CreateVolume, PoolInfo, VolumeError, VolumeInfo};
 
 use super::Control;
 use super::exports::{Place, bdev_error, in_use};
+use super::gathering::{Found, Question};
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
 use crate::limits::{MAX_CALLS, MAX_POOL_CALLS, REMOVAL_LIMIT};
 use crate::message::CoreMessage;
-
-/// How full a pool is when it is warned of, in percent.
-const WARNINGS: [u8; 2] = [80, 90];
 
 /// A call that an owner works on.
 pub(super) struct PoolCall {
@@ -48,6 +46,8 @@ pub(super) enum Then {
     Watch,
     Gather(u64),
     Change(Change, Reply),
+    /// Something that is told as it comes.
+    Tell(Reply),
     /// All volumes, after a rollback of this one.
     RolledBack(String, Reply),
 }
@@ -63,27 +63,6 @@ pub(super) enum Change {
     Deleted(String),
     Renamed(String),
     RolledBack(String),
-}
-
-/// A question to several pools.
-pub(super) struct Gathering {
-    question: Question,
-    reply: Reply,
-    left: usize,
-    found: Vec<Found>,
-}
-
-pub(super) enum Question {
-    Pools,
-    Pool(String),
-    Volumes(Labels),
-    Volume(String),
-    Snapshots(Option<String>),
-}
-
-enum Found {
-    Pool(PoolInfo),
-    Volumes(String, Vec<VolumeInfo>),
 }
 
 /// A rollback of a volume that is exported, until its hosts have seen that the namespace is gone.
@@ -176,6 +155,12 @@ impl Control {
                 let answer = rolled.map(|info| json!(self.volume_info(pool, info)));
                 self.serve_again(&volume, reply, Ok(json!(answer)));
             }
+            (Then::Tell(reply), Answer::Faults(faults)) => drop(reply.send(Ok(json!(faults)))),
+            (Then::Tell(reply), Answer::Extents(extents, next)) => {
+                let extents = extents.into_iter();
+                let extents = extents.map(|(start, bytes)| Extent { start, bytes }).collect();
+                let _ = reply.send(Ok(json!(Difference { extents, next })));
+            }
             (Then::Nothing, _) => {}
             (then, answer) => {
                 let message = format!("pool {pool} gave an answer to another question: {answer:?}");
@@ -196,6 +181,7 @@ impl Control {
                 self.handle_checkpoint(pool);
             }
             Then::Nothing | Then::Watch => {}
+            Then::Tell(reply) => drop(reply.send(Err(error))),
             Then::Change(change, reply) => match change {
                 Change::RolledBack(volume) => self.serve_again(&volume, reply, Err(error)),
                 Change::Deleted(volume) | Change::Renamed(volume) => {
@@ -303,6 +289,7 @@ impl Control {
                 self.delete_volume(&params.volume, VolumeKind::Snapshot, reply);
             }
             Call::SnapshotClone(params) => self.clone_snapshot(params, reply),
+            Call::SnapshotDiff(params) => self.diff_snapshots(&params, reply),
             // The others are not of volumes; `handle_call` has seen to them.
             _ => {}
         }
@@ -382,6 +369,23 @@ impl Control {
         let (pool, snapshot) = split(&snapshot);
         let call = Call::Clone { snapshot: snapshot.to_owned(), name, read_only };
         self.change(pool, call, Change::Made { list: false }, reply);
+    }
+
+    fn diff_snapshots(&mut self, params: &SnapshotDiff, reply: Reply) {
+        let (pool, to) = split(&params.to);
+        let from = params.from.as_deref().map(|from| split(from).1.to_owned());
+        let call = Call::Diff { from, to: to.to_owned(), start: params.start };
+        match self.pools.is_serving(pool) {
+            true => self.ask_pool(pool, call, Then::Tell(reply)),
+            false => drop(reply.send(Err(self.unknown_pool(pool)))),
+        }
+    }
+
+    pub(super) fn check_pool(&mut self, pool: &str, reply: Reply) {
+        match self.pools.is_serving(pool) {
+            true => self.ask_pool(pool, Call::Check, Then::Tell(reply)),
+            false => drop(reply.send(Err(self.unknown_pool(pool)))),
+        }
     }
 
     fn resize_volume(&mut self, params: VolumeResize, reply: Reply) {
@@ -550,202 +554,10 @@ impl Control {
             Some((export.nqn.clone(), saved.nsid))
         })
     }
-
-    /// Asks one pool, or all.
-    pub(super) fn ask_pools(&mut self, pool: Option<&str>, question: Question, reply: Reply) {
-        let pools = match pool {
-            Some(pool) if self.pools.is_serving(pool) => vec![pool.to_owned()],
-            Some(pool) if !matches!(question, Question::Pool(_)) => {
-                return drop(reply.send(Err(self.unknown_pool(pool))));
-            }
-            Some(_) => Vec::new(),
-            None => self.pools.serving(),
-        };
-        let id = self.pools.next_id;
-        self.pools.next_id += 1;
-        let call = match question {
-            Question::Pools | Question::Pool(_) => Call::Info,
-            Question::Volumes(_) | Question::Volume(_) | Question::Snapshots(_) => Call::List,
-        };
-        let gathering = Gathering { question, reply, left: pools.len(), found: Vec::new() };
-        if pools.is_empty() {
-            return self.answer_gathering(gathering);
-        }
-        self.pools.gatherings.insert(id, gathering);
-        for pool in pools {
-            self.ask_pool(&pool, call.clone(), Then::Gather(id));
-        }
-    }
-
-    fn gather(&mut self, id: u64, found: Option<Found>) {
-        let Some(gathering) = self.pools.gatherings.get_mut(&id) else { return };
-        gathering.found.extend(found);
-        gathering.left -= 1;
-        if gathering.left == 0
-            && let Some(gathering) = self.pools.gatherings.remove(&id)
-        {
-            self.answer_gathering(gathering);
-        }
-    }
-
-    fn answer_gathering(&self, gathering: Gathering) {
-        let Gathering { question, reply, found, .. } = gathering;
-        let mut infos = Vec::new();
-        let mut volumes = Vec::new();
-        for found in found {
-            match found {
-                Found::Pool(info) => infos.push(info),
-                Found::Volumes(pool, list) => {
-                    volumes.extend(list.iter().map(|info| self.volume_info(&pool, info)));
-                }
-            }
-        }
-        volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        let answer = match question {
-            Question::Pools => Ok(json!(self.pool_infos(&infos))),
-            Question::Pool(name) => {
-                let found = self.pool_infos(&infos).into_iter().find(|info| info.name == name);
-                found.map(|info| json!(info)).ok_or_else(|| self.unknown_pool(&name))
-            }
-            Question::Volumes(labels) => {
-                let has = |info: &results::VolumeInfo| {
-                    labels.iter().all(|(key, value)| info.labels.get(key) == Some(value))
-                };
-                volumes.retain(has);
-                Ok(json!(volumes))
-            }
-            Question::Volume(name) => {
-                let found = volumes.into_iter().find(|info| info.name == name);
-                found.map(|info| json!(info)).ok_or_else(|| self.unknown_bdev(&name))
-            }
-            Question::Snapshots(Some(of)) if !volumes.iter().any(|info| info.name == of) => {
-                Err(self.unknown_bdev(&of))
-            }
-            Question::Snapshots(of) => {
-                volumes.retain(|info| {
-                    let of_it = of.is_none() || info.line == of;
-                    info.kind == results::VolumeKind::Snapshot && of_it
-                });
-                Ok(json!(volumes))
-            }
-        };
-        let _ = reply.send(answer);
-    }
-
-    /// All pools: those that have answered, those that are on their way, and those that are down.
-    fn pool_infos(&self, answers: &[PoolInfo]) -> Vec<results::PoolInfo> {
-        let mut all: BTreeMap<String, results::PoolInfo> = BTreeMap::new();
-        for saved in &self.state.pools {
-            let reason = self.pools.down.get(&saved.name);
-            let state = match reason {
-                Some(_) => PoolState::Down,
-                None => PoolState::Changing,
-            };
-            let info = results::PoolInfo {
-                state,
-                reason: reason.cloned(),
-                ..empty_pool(&saved.name, saved.uuid.to_string(), saved.bdevs.clone())
-            };
-            all.insert(saved.name.clone(), info);
-        }
-        for answer in answers {
-            all.insert(answer.name.clone(), self.pool_info(answer));
-        }
-        all.into_values().collect()
-    }
-
-    fn pool_info(&self, info: &PoolInfo) -> results::PoolInfo {
-        let bdevs = self.pools.open.get(&info.name).map(|pool| pool.bdevs.clone());
-        let used_percent = used_percent(info);
-        let mut warnings = Vec::new();
-        if let Some(limit) = WARNINGS.into_iter().rfind(|limit| used_percent >= *limit) {
-            warnings.push(format!("{used_percent} % full, warns at {limit} %"));
-        }
-        if info.broken {
-            warnings.push("takes no writes: its journal cannot be written".to_owned());
-        }
-        let damaged = |(name, reason): &(String, String)| DamagedVolume {
-            name: full(&info.name, name),
-            reason: reason.clone(),
-        };
-        results::PoolInfo {
-            state: PoolState::Open,
-            size_bytes: info.bytes,
-            free_bytes: info.free_bytes,
-            releasing_bytes: info.releasing_bytes,
-            used_percent,
-            journal_used: info.journal.0,
-            journal_blocks: info.journal.1,
-            volumes: info.volumes as u64,
-            damaged: info.damaged.iter().map(damaged).collect(),
-            warnings,
-            ..empty_pool(&info.name, info.uuid.to_string(), bdevs.unwrap_or_default())
-        }
-    }
-
-    pub(super) fn volume_info(&self, pool: &str, info: &VolumeInfo) -> results::VolumeInfo {
-        let name = full(pool, &info.name);
-        results::VolumeInfo {
-            kind: match info.kind {
-                VolumeKind::Volume => results::VolumeKind::Volume,
-                VolumeKind::Snapshot => results::VolumeKind::Snapshot,
-            },
-            parent: info.parent.as_ref().map(|parent| full(pool, parent)),
-            line: info.line.as_ref().map(|line| full(pool, line)),
-            uuid: info.uuid.to_string(),
-            read_only: info.read_only,
-            size_bytes: info.bytes,
-            block_bytes: info.block_bytes,
-            mapped_bytes: info.mapped_bytes,
-            unique_bytes: info.unique_bytes,
-            labels: info.labels.clone(),
-            description: info.description.clone(),
-            created_s: info.created_s,
-            group: info.group.map(|group| group.to_string()),
-            claimed_by: self.bdevs.holder(&name).map(str::to_owned),
-            name,
-        }
-    }
-
-    /// Warns once of each threshold that a pool goes beyond.
-    fn watch_pool(&mut self, info: &PoolInfo) {
-        let Some(pool) = self.pools.open.get_mut(&info.name) else { return };
-        let percent = used_percent(info);
-        let reached = WARNINGS.into_iter().rfind(|limit| percent >= *limit).unwrap_or(0);
-        if reached > pool.warned {
-            let free = api::show_size(info.free_bytes);
-            tracing::warn!(pool = info.name, percent, free, "it is getting full");
-        }
-        pool.warned = reached;
-    }
-}
-
-fn empty_pool(name: &str, uuid: String, bdevs: Vec<String>) -> results::PoolInfo {
-    results::PoolInfo {
-        name: name.to_owned(),
-        uuid,
-        state: PoolState::Changing,
-        reason: None,
-        bdevs,
-        size_bytes: 0,
-        free_bytes: 0,
-        releasing_bytes: 0,
-        used_percent: 0,
-        journal_used: 0,
-        journal_blocks: 0,
-        volumes: 0,
-        damaged: Vec::new(),
-        warnings: Vec::new(),
-    }
-}
-
-fn used_percent(info: &PoolInfo) -> u8 {
-    let used = u128::from(info.bytes.saturating_sub(info.free_bytes)) * 100;
-    used.checked_div(u128::from(info.bytes)).unwrap_or(0).min(100) as u8
 }
 
 /// `POOL/NAME`.
-fn full(pool: &str, name: &str) -> String {
+pub(super) fn full(pool: &str, name: &str) -> String {
     format!("{pool}/{name}")
 }
 
