@@ -99,6 +99,8 @@ fn run(options: &Options) -> anyhow::Result<()> {
         let calls = match calls {
             Ok(calls) => calls,
             Err(error) => {
+                control.end_exports().await;
+                control.end_pools().await;
                 control.end_devices().await;
                 return Err(error);
             }

@@ -11,7 +11,7 @@ use crate::limits::{DEVICES_END_LIMIT, EXPORTS_END_LIMIT, POOLS_END_LIMIT};
 
 impl Control {
     /// Ends every connection and takes every namespace from the cores.
-    pub(super) async fn end_exports(&mut self) {
+    pub(crate) async fn end_exports(&mut self) {
         let limit = Instant::now() + EXPORTS_END_LIMIT;
         self.listeners.clone().into_iter().for_each(|address| self.close_listener(address));
         let closed = |control: &mut Self| {
@@ -33,7 +33,7 @@ impl Control {
     }
 
     /// Has every pool take a checkpoint, and closes it.
-    pub(super) async fn end_pools(&mut self) {
+    pub(crate) async fn end_pools(&mut self) {
         self.begin_close_pools();
         let limit = Instant::now() + POOLS_END_LIMIT;
         if !self.wait_until(limit, |control| control.pools.open.is_empty()).await {

@@ -279,6 +279,8 @@ impl Control {
         if self.state.pools.is_empty() {
             return;
         }
+        // SSDs that have come call for it, too.
+        self.pools.look_again = false;
         self.search(Wanted::Saved);
         let limit = Instant::now() + POOLS_OPEN_LIMIT;
         if !self.wait_until(limit, |control| control.pools.is_settled()).await {
@@ -502,10 +504,16 @@ impl Control {
         reason: Option<String>,
         answer: Option<(Reply, Result<Value, RpcError>)>,
     ) {
-        if let Some(pool) = self.pools.open.get_mut(name)
-            && !pool.is_leaving()
-        {
-            pool.stage = Stage::Leaving(Leave { reason, answer });
+        match self.pools.open.get_mut(name) {
+            Some(pool) if !pool.is_leaving() => {
+                pool.stage = Stage::Leaving(Leave { reason, answer });
+            }
+            // It goes already, and whoever asked for that is told when it is gone.
+            _ => {
+                if let Some((reply, answer)) = answer {
+                    let _ = reply.send(answer);
+                }
+            }
         }
     }
 
