@@ -193,9 +193,10 @@ impl Tree {
         line
     }
 
-    /// Counts anew what these trees hold, each with the head number of its volume, 0 for a snapshot:
-    /// references, holders of clusters, own marks. To be called once between reading and replay,
-    /// with nothing released. What no tree reaches is no more; where it was on disk is returned.
+    /// Counts anew what these trees hold, each with the head number of its volume, 0 for a
+    /// snapshot: references, holders of clusters, own marks. To be called once between reading and
+    /// replay, with nothing released. What no tree reaches is no more; where it was on disk is
+    /// returned.
     ///
     /// A leaf that names a cluster which cannot have data is lost.
     pub fn recount(&mut self, roots: &[(Root, u64)], space: &mut Space) -> Vec<Extent> {

@@ -161,8 +161,8 @@ impl Tree {
         }
     }
 
-    /// `count` blocks from `first_block` on, in 4 KiB, are zero from now on. What is whole is let go
-    /// as a whole, so this takes no longer for a large range than for a few leaves.
+    /// `count` blocks from `first_block` on, in 4 KiB, are zero from now on. What is whole is let
+    /// go as a whole, so this takes no longer for a large range than for a few leaves.
     pub fn clear_range(
         &mut self,
         root: Root,
