@@ -55,7 +55,7 @@ mod sync {
 /// Nothing is written or read here: nodes of this size have no bytes.
 mod format {
     use super::limits::{FANOUT, LEAF_ENTRIES};
-    pub use volume::format::{Extent, FormatError, Part};
+    pub use volume::format::{Extent, FormatError, Part, crc64};
 
     type Leaf = (Box<[u64; LEAF_ENTRIES]>, Vec<[u32; 16]>);
 

@@ -144,7 +144,7 @@ impl Tree {
     fn drop_line(&mut self, line: u32, space: &mut Space) {
         self.lines[line] -= 1;
         if self.lines[line] == 0 {
-            for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters() {
+            for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters().iter() {
                 space.release(cluster);
             }
             self.lines.remove(line);

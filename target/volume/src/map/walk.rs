@@ -235,7 +235,7 @@ impl Tree {
                 }
             }
             Release::Line(line) if first(&mut found.lines, line) => {
-                for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters() {
+                for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters().iter() {
                     hold(leaf, cluster);
                 }
             }
