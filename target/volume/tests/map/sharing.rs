@@ -270,3 +270,21 @@ fn a_wrong_count_is_found() {
     let line = [Release::Cluster { cluster, mask: 0, last: true }];
     assert_eq!(pool.tree.check(&roots, &line, &pool.space).len(), 1);
 }
+
+#[test]
+fn what_two_leaves_have_by_one_line_is_nobodys_own() {
+    let mut pool = Pool::new();
+    let volume = At { root: pool.tree.new_root(), head: 1, index: 0 };
+    let cluster = pool.set(volume, 0b01);
+    pool.set(volume, 0b10);
+    pool.free();
+    let clone = At { root: pool.tree.share(volume.root), head: 3, index: 1 };
+    let volume = At { head: 2, ..volume };
+    pool.set(clone, 1);
+    pool.free();
+    assert_eq!(pool.space.holders(cluster), 1, "the line");
+    assert!(!pool.tree.adopt(volume, 0b01, &pool.space));
+    assert!(!pool.tree.adopt(At { index: 0, ..clone }, 0b01, &pool.space));
+    pool.delete(clone.root);
+    assert!(pool.tree.adopt(volume, 0b11, &pool.space));
+}
