@@ -3,21 +3,26 @@
 //! The tree is read once into memory (`tree`), every check in `tidy/` looks at that and returns
 //! findings, and each finding is printed as `path:line: what (why)`. One finding fails the run.
 //!
-//! It does not format, build or test anything: `tests/run` calls the tools that do.
+//! `cargo xtask sim` runs the simulator of `tests/sim` in release, with the arguments given.
+//!
+//! It does not format, build or test anything else: `tests/run` calls the tools that do.
 #![forbid(unsafe_code)]
 
 mod tidy;
 mod tree;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-const USAGE: &str = "usage: cargo xtask tidy [ROOT]";
+const USAGE: &str = "usage: cargo xtask tidy [ROOT] | cargo xtask sim [--seeds N] [--help]";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
+    if std::env::args().nth(1).as_deref() == Some("sim") {
+        return run_sim(arguments.skip(1));
+    }
     match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
         (Some("tidy"), root, None) => match run_tidy(root.map(PathBuf::from)) {
             Ok(true) => ExitCode::SUCCESS,
@@ -29,6 +34,21 @@ fn main() -> ExitCode {
         },
         _ => {
             eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Builds and runs the simulator. It is a program of its own, so that the checks build quickly.
+fn run_sim(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["run", "--quiet", "--release", "--package", "sim", "--"]).args(arguments);
+    match command.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: cargo: {error}");
             ExitCode::from(2)
         }
     }
