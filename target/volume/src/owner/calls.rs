@@ -241,6 +241,7 @@ impl Owner {
     /// Goes on with calls.
     pub(super) fn poll_calls(&mut self) {
         self.poll_settling();
+        self.poll_lists();
         self.poll_freezing();
         if !self.calls.waiting.is_empty() {
             self.poll_waiting();
@@ -259,22 +260,20 @@ impl Owner {
     /// Ends snapshots whose blocks cannot change any more.
     fn poll_settling(&mut self) {
         let grace = !self.bugs.is(Planted::SnapshotNotSettled);
-        let settled: Vec<u32> = (self.volumes.iter())
-            .filter_map(|(id, volume)| Some((*id, volume.settling?)))
-            .filter(|(id, settling)| {
-                let late = |write: &u32| {
-                    let write = &self.writes[*write as usize];
-                    write.volume == *id && write.head == settling.head
-                };
-                !grace || (self.epoch.is_over(settling.epoch) && !self.launched.iter().any(late))
-            })
-            .map(|(id, _)| id)
-            .collect();
-        for id in settled {
-            if let Some(volume) = self.volumes.get_mut(&id) {
+        let Self { settling, volumes, epoch, launched, writes, .. } = self;
+        settling.retain(|id| {
+            let Some(volume) = volumes.get_mut(id) else { return false };
+            let Some(since) = volume.settling else { return false };
+            let late = |write: &u32| {
+                let write = &writes[*write as usize];
+                write.volume == *id && write.head == since.head
+            };
+            let waits = grace && (!epoch.is_over(since.epoch) || launched.iter().any(late));
+            if !waits {
                 volume.settling = None;
             }
-        }
+            waits
+        });
     }
 
     fn poll_freezing(&mut self) {
@@ -400,11 +399,7 @@ impl Owner {
                 }
                 return Ok(Some(Reply::Done));
             }
-            Call::List => {
-                let ids: Vec<u32> = self.volumes.keys().copied().collect();
-                let infos = ids.into_iter().filter_map(|id| self.volume_info(id));
-                return Ok(Some(Reply::Volumes(infos.collect())));
-            }
+            Call::List => self.begin_list(id),
             Call::Info => return Ok(Some(Reply::Pool(self.pool_info()))),
             Call::Promote(name) => {
                 let volume = self.find(name)?;

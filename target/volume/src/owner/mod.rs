@@ -41,6 +41,7 @@ pub use planted::Planted;
 use calls::{Calls, Freezing};
 use checkpoint::Checkpoint;
 use closing::Closing;
+use info::Listing;
 use journal::Journal;
 use planted::Bugs;
 use releases::{Item, Releases};
@@ -92,6 +93,9 @@ pub(crate) struct Owner {
     volumes: BTreeMap<u32, Volume>,
     damaged: Vec<Damaged>,
     last_head: u64,
+    /// Volumes whose snapshot is not settled.
+    settling: Vec<u32>,
+    lists: VecDeque<Listing>,
     writes: Vec<Write>,
     vacant: Vec<u32>,
     entries: HashMap<Key, EntryState>,
