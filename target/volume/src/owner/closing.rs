@@ -1,10 +1,11 @@
 //! Closing: what makes mappings durable, and frees what they replaced.
 
+use std::collections::hash_map;
 use std::time::{Duration, Instant};
 
 use nvme_spec::status::Status;
 
-use super::{Context, Owner, Planted};
+use super::{Context, Owner, Planted, share_of};
 use crate::devices::Token;
 use crate::limits::MAX_OPEN;
 
@@ -24,6 +25,8 @@ pub(crate) struct Closing {
     /// Those of this round.
     flushing: Vec<u32>,
     last: Option<Instant>,
+    /// Of the open mappings, how many there were when this round began.
+    taken: usize,
     failed: bool,
 }
 
@@ -52,6 +55,7 @@ impl Closing {
             waiting: Vec::new(),
             flushing: Vec::new(),
             last: None,
+            taken: 0,
             failed: false,
         }
     }
@@ -79,10 +83,11 @@ impl Owner {
             Step::Marking { target, sequence } if self.journal.completed() > sequence => {
                 self.closing.step = Step::Idle;
                 self.closing.closed_before = target;
-                self.end_open();
+                self.wake_closed();
             }
             Step::Flushing { .. } | Step::Marking { .. } => {}
         }
+        self.end_open();
     }
 
     /// Nothing can be closed any more: nobody waits for it.
@@ -107,7 +112,7 @@ impl Owner {
         let pending = !self.open.is_empty() || !self.releases.is_empty();
         let wanted = !closing.waiting.is_empty()
             || (behind && (!closing.failed || due))
-            || (pending && (due || self.open.len() >= MAX_OPEN));
+            || (pending && (due || self.open.len() >= closing.taken + MAX_OPEN));
         // What a flush makes durable is what has completed; what has not may be a hole.
         let target = self.journal.completed().min(self.oldest_pending());
         if !wanted || (closing.waiting.is_empty() && target <= closing.closed_before) {
@@ -115,6 +120,7 @@ impl Owner {
         }
         let devices: Vec<usize> = context.devices.volatile().collect();
         self.closing.last = Some(context.now);
+        self.closing.taken = self.open.len();
         self.closing.flushing.append(&mut self.closing.waiting);
         let skip = self.bugs.is(Planted::CloseWithoutFlush);
         let left = if skip { 0 } else { devices.len() as u32 };
@@ -161,27 +167,34 @@ impl Owner {
         self.closing.step = Step::Marking { target, sequence };
         if self.bugs.is(Planted::UnguardBeforeMark) {
             self.closing.closed_before = target;
-            self.end_open();
+            self.wake_closed();
         }
     }
 
-    /// Takes the guards from what is closed now.
+    /// Takes the guards from what is closed, from some in each turn: until then writes of it come
+    /// to the owner, which knows better.
     fn end_open(&mut self) {
         let closed = self.closing.closed_before;
-        while let Some((sequence, volume, entry)) =
-            self.open.pop_front_if(|(sequence, _, _)| *sequence < closed)
-        {
-            let key = (volume, entry);
-            let Some(state) = self.entries.get_mut(&key) else { continue };
-            if state.open_sequence != Some(sequence) {
+        for _ in 0..share_of(self.open.len()) {
+            let Some((sequence, volume, entry)) =
+                self.open.pop_front_if(|(sequence, _, _)| *sequence < closed)
+            else {
+                return;
+            };
+            self.closing.taken = self.closing.taken.saturating_sub(1);
+            let hash_map::Entry::Occupied(mut state) = self.entries.entry((volume, entry)) else {
+                continue;
+            };
+            if state.get().open_sequence != Some(sequence) {
                 continue;
             }
-            state.open_sequence = None;
+            state.get_mut().open_sequence = None;
+            if !state.get().is_busy() {
+                state.remove();
+            }
             if let Some(volume) = self.volumes.get(&volume) {
                 self.tree.set_guard(volume.root(), entry, false);
             }
-            self.drop_entry_if_idle(key);
         }
-        self.wake_closed();
     }
 }

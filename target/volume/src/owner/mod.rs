@@ -23,12 +23,13 @@ use std::time::Instant;
 
 use bdev::{Io, Op};
 use dma::{DmaBuffer, Pool as Memory};
+use foldhash::fast::RandomState;
 use nvme_spec::status::Status;
 
 use crate::devices::{Devices, Token};
 use crate::epoch::{LaneEpoch, OwnerEpoch};
 use crate::format::{CatalogEntry, Extent, Superblock};
-use crate::limits::{LEAVES_PER_TURN, RELEASES_PER_TURN};
+use crate::limits::{ITEMS_PER_TURN, LEAVES_PER_TURN};
 use crate::map::{Release, Root, Tree};
 use crate::pieces::Pieces;
 use crate::shared::{Shared, ToLane, ToOwner};
@@ -98,7 +99,7 @@ pub(crate) struct Owner {
     lists: VecDeque<Listing>,
     writes: Vec<Write>,
     vacant: Vec<u32>,
-    entries: HashMap<Key, EntryState>,
+    entries: HashMap<Key, EntryState, RandomState>,
     /// Of mappings whose records are not in maps yet.
     pending: Pending,
     /// Mappings that are not closed: journal block, volume, entry.
@@ -125,6 +126,12 @@ pub(crate) struct Owner {
     pieces: Pieces,
     released: Vec<Release>,
     bugs: Bugs,
+}
+
+/// How much is done of so many things at hand, in one turn. A share of them rather than a number, so
+/// that they do not pile up however fast they come.
+fn share_of(count: usize) -> usize {
+    (count / 64).max(ITEMS_PER_TURN)
 }
 
 /// How many records of each journal block are not in maps yet.
@@ -251,7 +258,8 @@ impl Owner {
         let grace = !self.bugs.is(Planted::ReuseBeforeGrace);
         let mut released = std::mem::take(&mut self.released);
         let mut freed = 0;
-        while freed < RELEASES_PER_TURN
+        let most = share_of(self.releases.len());
+        while freed < most
             && let Some(item) = self.releases.pop(closed, &mut self.epoch, grace)
         {
             freed += 1;

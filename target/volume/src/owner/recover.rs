@@ -178,7 +178,7 @@ impl Owner {
             lists: VecDeque::new(),
             writes: Vec::new(),
             vacant: Vec::new(),
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             pending: Pending::default(),
             open: VecDeque::new(),
             ready: VecDeque::new(),
