@@ -1,23 +1,28 @@
-//! Checks of the house that no compiler makes: `cargo xtask tidy`.
+//! Checks of the house that no compiler makes: `cargo xtask tidy`; and `cargo xtask bench`, which
+//! builds and runs the bench of volumes.
 //!
 //! The tree is read once into memory (`tree`), every check in `tidy/` looks at that and returns
 //! findings, and each finding is printed as `path:line: what (why)`. One finding fails the run.
 //!
-//! It does not format, build or test anything: `tests/run` calls the tools that do.
+//! It does not format or test anything: `tests/run` calls the tools that do.
 #![forbid(unsafe_code)]
 
 mod tidy;
 mod tree;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-const USAGE: &str = "usage: cargo xtask tidy [ROOT]";
+const USAGE: &str = "usage: cargo xtask tidy [ROOT]
+       cargo xtask bench [--quick] [--json] [--only PART,...]";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
+    if std::env::args().nth(1).as_deref() == Some("bench") {
+        return run_bench(arguments.skip(1));
+    }
     match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
         (Some("tidy"), root, None) => match run_tidy(root.map(PathBuf::from)) {
             Ok(true) => ExitCode::SUCCESS,
@@ -29,6 +34,21 @@ fn main() -> ExitCode {
         },
         _ => {
             eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Builds the bench of volumes in release, and runs it with these arguments.
+fn run_bench(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let example =
+        ["run", "--quiet", "--release", "-p", "volume", "--example", "volume_bench", "--"];
+    match Command::new(cargo).args(example).args(arguments).status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: cargo does not run: {error}");
             ExitCode::from(2)
         }
     }
