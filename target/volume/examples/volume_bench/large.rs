@@ -84,18 +84,17 @@ fn snapshots_and_clones(
     scale: &Scale,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let (mut snapshots, mut clones, mut turns) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut snapshots, mut clones) = (Vec::new(), Vec::new());
     for index in 0..scale.rounds {
         let cost = pool.snapshot("v", &format!("s{index}"))?;
-        snapshots.push(cost.busy.as_secs_f64() * MS);
-        turns.push(cost.longest_turn.as_secs_f64() * MS);
+        snapshots.push(cost.as_secs_f64() * MS);
         pool.rest()?;
     }
     let before = memory(thin)?;
     for index in 0..scale.clones {
         let (snapshot, name) = ("s0".to_owned(), format!("c{index}"));
         let (_, cost) = pool.call(Call::Clone { snapshot, name, read_only: false })?;
-        clones.push(cost.busy.as_secs_f64() * MS);
+        clones.push(cost.as_secs_f64() * MS);
     }
     let each = (memory(thin)? - before) / f64::from(scale.clones) / 1024.0;
     let of = |costs: &[f64]| {
@@ -184,7 +183,7 @@ pub fn many_snapshots(rig: &mut Rig, scale: &Scale, report: &mut Report) -> anyh
             for (rates, channel) in rates.iter_mut().zip(&channels) {
                 let data = rig.data;
                 let load = Load { op: Op::Read, places: &places, blocks: 1, depth, data };
-                rates.push(pool.run(*channel, &load)?.iops());
+                rates.push(pool.run(*channel, &load)?.busy_iops());
             }
         }
         let [with, without] = rates;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use bdev::{Busy, Channel, Completion, Completions, Io, Op};
 use dma::DmaSpan;
 use hdrhistogram::Histogram;
@@ -76,11 +76,11 @@ pub struct Load<'a> {
 pub struct Run {
     pub ios: u64,
     pub elapsed: Duration,
+    /// What the process had of its core.
+    pub busy: Duration,
     /// Nanoseconds of each, from the turn that it was submitted in to the end of the one in which
     /// it ended.
     pub latency: Histogram<u64>,
-    /// Longest time between two turns that ended something.
-    pub longest_gap: Duration,
 }
 
 impl Run {
@@ -88,20 +88,26 @@ impl Run {
         self.ios as f64 / self.elapsed.as_secs_f64()
     }
 
+    /// In a second of the core: where nothing is waited for, the same on a machine with nothing else
+    /// to do.
+    pub fn busy_iops(&self) -> f64 {
+        self.ios as f64 / self.busy.as_secs_f64()
+    }
+
     pub fn mean_ns(&self) -> f64 {
         self.elapsed.as_nanos() as f64 / self.ios as f64
+    }
+
+    pub fn busy_ns(&self) -> f64 {
+        self.busy.as_nanos() as f64 / self.ios as f64
     }
 
     pub fn p99_ns(&self) -> f64 {
         self.latency.value_at_quantile(0.99) as f64
     }
-
-    pub fn median_ns(&self) -> f64 {
-        self.latency.value_at_quantile(0.5) as f64
-    }
 }
 
-/// Runs a load to its end. `each_turn` is called before each turn.
+/// Runs a load to its end.
 pub fn run<W: Way>(way: &mut W, load: &Load<'_>) -> anyhow::Result<Run> {
     let mut free: Vec<u32> = (0..load.depth).rev().collect();
     let mut began = vec![Instant::now(); load.depth as usize];
@@ -109,9 +115,9 @@ pub fn run<W: Way>(way: &mut W, load: &Load<'_>) -> anyhow::Result<Run> {
     let mut latency = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
     let bytes = load.blocks * BLOCK;
     let (mut next, mut ended) = (0, 0);
-    let mut longest_gap = Duration::ZERO;
+    let busy = on_core()?;
     let start = Instant::now();
-    let (mut now, mut last) = (start, start);
+    let mut now = start;
     while ended < load.places.len() {
         while next < load.places.len()
             && let Some(slot) = free.pop()
@@ -128,10 +134,6 @@ pub fn run<W: Way>(way: &mut W, load: &Load<'_>) -> anyhow::Result<Run> {
         }
         way.poll(now, &mut done);
         now = Instant::now();
-        if !done.is_empty() {
-            longest_gap = longest_gap.max(now - last);
-            last = now;
-        }
         for Completion { tag, status } in done.drain(..) {
             ensure!(status.is_success(), "an I/O ended with {status:?}");
             latency.saturating_record((now - began[tag as usize]).as_nanos() as u64);
@@ -139,6 +141,15 @@ pub fn run<W: Way>(way: &mut W, load: &Load<'_>) -> anyhow::Result<Run> {
             ended += 1;
         }
     }
-    let ios = load.places.len() as u64;
-    Ok(Run { ios, elapsed: start.elapsed(), latency, longest_gap })
+    let (ios, elapsed) = (load.places.len() as u64, start.elapsed());
+    Ok(Run { ios, elapsed, busy: on_core()? - busy, latency })
+}
+
+/// How long this thread has had a core so far.
+pub fn on_core() -> anyhow::Result<Duration> {
+    // The kernel's count is exact only when it has just looked.
+    std::thread::yield_now();
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanoseconds = stat.split(' ').next().context("/proc/thread-self/schedstat")?;
+    Ok(Duration::from_nanos(nanoseconds.parse()?))
 }

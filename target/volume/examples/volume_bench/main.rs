@@ -6,7 +6,8 @@
 //! ```
 //!
 //! One core, one lane, polled from here. What is compared runs in turns, several times; the figure is
-//! the median of the turns' ratios. Devices are in memory; the slow one ends each I/O 80 µs after
+//! the median of the turns' ratios. Where nothing is waited for, time is that of the core that the
+//! process had. Devices are in memory; the slow one ends each I/O 80 µs after
 //! it was submitted. What needs more space than there is memory runs on a device that keeps
 //! only metadata.
 //!

@@ -11,7 +11,7 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng as _;
 use volume::{Call, CreateOptions, CreateVolume, Lane, OpenOptions, PoolInfo, Reply, pool};
 
-use crate::load::{BLOCK, Load, OfVolume, Run, run};
+use crate::load::{BLOCK, Load, OfVolume, Run, on_core, run};
 
 /// Bytes of the writes that map a volume.
 const MAP_BYTES: u32 = 1 << 20;
@@ -71,12 +71,8 @@ impl Rig {
     }
 }
 
-/// What a call cost.
-pub struct Cost {
-    /// In turns.
-    pub busy: Duration,
-    pub longest_turn: Duration,
-}
+/// What a call cost: time of the core.
+pub type Cost = Duration;
 
 /// An open pool.
 pub struct Pool {
@@ -87,20 +83,17 @@ pub struct Pool {
 
 impl Pool {
     pub fn call(&mut self, call: Call) -> anyhow::Result<(Reply, Cost)> {
-        let mut cost = Cost { busy: Duration::ZERO, longest_turn: Duration::ZERO };
+        let busy = on_core()?;
         self.lane.call(1, call, 1_700_000_000);
         let end = Instant::now() + Duration::from_secs(100);
         let mut done = Vec::new();
         loop {
-            let began = Instant::now();
-            self.lane.poll(began, &mut done);
-            let turn = began.elapsed();
-            cost.busy += turn;
-            cost.longest_turn = cost.longest_turn.max(turn);
+            let now = Instant::now();
+            self.lane.poll(now, &mut done);
             if let Some((_, reply)) = self.lane.next_reply() {
-                return Ok((reply?, cost));
+                return Ok((reply?, on_core()? - busy));
             }
-            ensure!(began < end, "no reply");
+            ensure!(now < end, "no reply");
         }
     }
 
