@@ -107,9 +107,12 @@ impl Owner {
 
     fn begin_closing(&mut self, context: &mut Context<'_>) {
         let closing = &self.closing;
-        let due = closing.last.is_none_or(|last| context.now.duration_since(last) >= CLOSE_AFTER);
-        let behind = closing.wanted_before > closing.closed_before;
         let pending = !self.open.is_empty() || !self.releases.is_empty();
+        let behind = closing.wanted_before > closing.closed_before;
+        if closing.waiting.is_empty() && !behind && !pending {
+            return;
+        }
+        let due = closing.last.is_none_or(|last| context.now.duration_since(last) >= CLOSE_AFTER);
         let wanted = !closing.waiting.is_empty()
             || (behind && (!closing.failed || due))
             || (pending && (due || self.open.len() >= closing.taken + MAX_OPEN));

@@ -32,7 +32,7 @@ use crate::format::{CatalogEntry, Extent, Superblock};
 use crate::limits::{ITEMS_PER_TURN, LEAVES_PER_TURN};
 use crate::map::{Release, Root, Tree};
 use crate::pieces::Pieces;
-use crate::shared::{Shared, ToLane, ToOwner};
+use crate::shared::{Shared, ToLane, ToOwner, pop};
 use crate::space::Space;
 
 pub use calls::{Call, CreateVolume, Reply, VolumeError};
@@ -226,7 +226,7 @@ impl Owner {
 
     fn poll_lanes(&mut self) {
         for lane in 0..self.shared.to_owner.len() {
-            while let Some(message) = self.shared.to_owner[lane].pop() {
+            while let Some(message) = pop(&self.shared.to_owner[lane]) {
                 match message {
                     ToOwner::Io { slot, volume, io } => {
                         self.handle_io(Origin { lane: lane as u32, slot }, volume, io);
