@@ -68,7 +68,7 @@ pub(crate) struct Devices {
 impl Devices {
     pub(crate) fn new() -> Self {
         Self {
-            list: (0..MAX_DEVICES).map(|_| None).collect(),
+            list: Vec::new(),
             tokens: Vec::new(),
             vacant: Vec::new(),
             in_flight: vec![0; MAX_DEVICES],
@@ -84,6 +84,9 @@ impl Devices {
         volatile: bool,
     ) {
         let backlog = VecDeque::new();
+        if self.list.len() <= index {
+            self.list.resize_with(index + 1, || None);
+        }
         self.list[index] = Some(Device { channel, block_bytes, volatile, backlog });
     }
 
@@ -104,7 +107,7 @@ impl Devices {
         token: Token,
     ) {
         let index = place.device();
-        let Some(device) = &mut self.list[index] else {
+        let Some(Some(device)) = self.list.get_mut(index) else {
             unreachable!("a map names device {index}, which the pool does not have")
         };
         let shift = device.block_bytes.trailing_zeros();

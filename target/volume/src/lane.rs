@@ -1,6 +1,5 @@
 //! One core's way to a pool: reads, and overwrites of own blocks, from their arrival to their end.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -14,7 +13,7 @@ use crate::epoch::{LaneEpoch, Tag};
 use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES, LANE_REQUESTS};
 use crate::owner::{Call, Context, Origin, Owner, Reply, VolumeError};
 use crate::pieces::Pieces;
-use crate::shared::{Shared, ToLane, ToOwner, VolumeHandle};
+use crate::shared::{Shared, ToLane, ToOwner, VolumeHandle, pop};
 
 /// The end of an I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub struct Lane {
     requests: Vec<Request>,
     vacant: Vec<u32>,
     pieces: Pieces,
-    done: VecDeque<Done>,
+    done: Vec<Done>,
     events: Vec<(Token, Status)>,
     owner: Option<Box<Owner>>,
 }
@@ -65,16 +64,18 @@ impl Lane {
     ) -> Self {
         let request =
             Request { tag: 0, channel: 0, outstanding: 0, status: Status::SUCCESS, epoch: None };
+        let mut epoch = LaneEpoch::new(core);
+        epoch.begin_turn(&shared.epochs);
         Self {
             core,
             shared,
             devices,
-            epoch: LaneEpoch::new(core),
+            epoch,
             volumes: Vec::new(),
             requests: vec![request; LANE_REQUESTS],
             vacant: (0..LANE_REQUESTS as u32).rev().collect(),
             pieces: Pieces::default(),
-            done: VecDeque::with_capacity(LANE_REQUESTS),
+            done: Vec::with_capacity(LANE_REQUESTS),
             events: Vec::with_capacity(LANE_REQUESTS),
             owner,
         }
@@ -218,13 +219,13 @@ impl Lane {
         self.events = events;
         work += self.poll_owner(now);
         work += self.done.len();
-        done.extend(self.done.drain(..));
+        done.append(&mut self.done);
         work
     }
 
     fn poll_messages(&mut self) -> usize {
         let mut work = 0;
-        while let Some(message) = self.shared.to_lane[self.core].pop() {
+        while let Some(message) = pop(&self.shared.to_lane[self.core]) {
             work += 1;
             match message {
                 ToLane::Done { slot, status } => {
@@ -293,7 +294,7 @@ impl Lane {
 
     #[inline]
     fn end(&mut self, channel: u32, tag: u32, status: Status) {
-        self.done.push_back(Done { channel, completion: Completion { tag, status } });
+        self.done.push(Done { channel, completion: Completion { tag, status } });
     }
 }
 

@@ -89,8 +89,8 @@ const _: () = assert!(
 );
 /// Clusters of the smallest device of a pool: 2 MiB.
 pub const MIN_DEVICE_CLUSTERS: u32 = 32;
-/// Releases that are freed in one turn.
-pub const RELEASES_PER_TURN: usize = 1024;
+/// Releases that are freed in one turn, and mappings that lose their guard, at least.
+pub const ITEMS_PER_TURN: usize = 64;
 /// Pages of the catalog: some 40,000 volumes and snapshots.
 pub const MAX_CATALOG_PAGES: u32 = 1024;
 

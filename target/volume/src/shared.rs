@@ -31,6 +31,12 @@ impl Shared {
     }
 }
 
+/// The next message of a ring. Most turns find none; to pop it from an empty ring takes a fence.
+#[inline]
+pub(crate) fn pop<T>(ring: &ArrayQueue<T>) -> Option<T> {
+    if ring.is_empty() { None } else { ring.pop() }
+}
+
 /// From a lane.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ToOwner {

@@ -3,7 +3,8 @@
 //! The tree is read once into memory (`tree`), every check in `tidy/` looks at that and returns
 //! findings, and each finding is printed as `path:line: what (why)`. One finding fails the run.
 //!
-//! `cargo xtask sim` runs the simulator of `tests/sim` in release, with the arguments given.
+//! `cargo xtask sim` runs the simulator of `tests/sim` in release, `cargo xtask bench` the bench of
+//! volumes, with the arguments given.
 //!
 //! It does not format, build or test anything else: `tests/run` calls the tools that do.
 #![forbid(unsafe_code)]
@@ -16,12 +17,22 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-const USAGE: &str = "usage: cargo xtask tidy [ROOT] | cargo xtask sim [--seeds N] [--help]";
+const USAGE: &str = "usage: cargo xtask tidy [ROOT]
+       cargo xtask sim [--seeds N] [--help]
+       cargo xtask bench [--quick] [--json] [--only PART,...]";
+
+/// What is built in release and run, with the arguments given. They are programs of their own, so
+/// that the checks build quickly.
+const PROGRAMS: &[(&str, &[&str])] = &[
+    ("sim", &["--package", "sim"]),
+    ("bench", &["--package", "volume", "--example", "volume_bench"]),
+];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    if std::env::args().nth(1).as_deref() == Some("sim") {
-        return run_sim(arguments.skip(1));
+    let first = std::env::args().nth(1);
+    if let Some((_, target)) = PROGRAMS.iter().find(|(name, _)| first.as_deref() == Some(name)) {
+        return run(target, arguments.skip(1));
     }
     match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
         (Some("tidy"), root, None) => match run_tidy(root.map(PathBuf::from)) {
@@ -39,16 +50,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Builds and runs the simulator. It is a program of its own, so that the checks build quickly.
-fn run_sim(arguments: impl Iterator<Item = String>) -> ExitCode {
+/// Builds a program in release and runs it.
+fn run(target: &[&str], arguments: impl Iterator<Item = String>) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["run", "--quiet", "--release", "--package", "sim", "--"]).args(arguments);
+    command.args(["run", "--quiet", "--release"]).args(target).arg("--").args(arguments);
     match command.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("xtask: cargo: {error}");
+            eprintln!("xtask: cargo does not run: {error}");
             ExitCode::from(2)
         }
     }

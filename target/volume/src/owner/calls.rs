@@ -243,6 +243,7 @@ impl Owner {
     /// Goes on with calls.
     pub(super) fn poll_calls(&mut self) {
         self.poll_settling();
+        self.poll_lists();
         self.poll_freezing();
         if !self.calls.waiting.is_empty() {
             self.poll_waiting();
@@ -263,21 +264,29 @@ impl Owner {
     /// undone by power loss.
     fn poll_settling(&mut self) {
         let grace = !self.bugs.is(Planted::SnapshotNotSettled);
-        for (id, volume) in &mut self.volumes {
-            let Some(settling) = &mut volume.settling else { continue };
+        let Self { settling, volumes, epoch, launched, writes, closing, .. } = self;
+        settling.retain(|id| {
+            let Some(volume) = volumes.get_mut(id) else { return false };
+            let Some(since) = &mut volume.settling else { return false };
             let late = |write: &u32| {
-                let write = &self.writes[*write as usize];
-                write.volume == *id && write.head == settling.head
+                let write = &writes[*write as usize];
+                write.volume == *id && write.head == since.head
             };
-            match settling.flush {
-                _ if !grace => volume.settling = None,
-                Some(flush) if self.closing.is_flushed(flush) => volume.settling = None,
-                Some(_) => {}
-                None if !self.epoch.is_over(settling.epoch) => {}
-                None if self.launched.iter().any(late) => {}
-                None => settling.flush = Some(self.closing.want_flush()),
+            let waits = match since.flush {
+                _ if !grace => false,
+                Some(flush) => !closing.is_flushed(flush),
+                None => {
+                    if epoch.is_over(since.epoch) && !launched.iter().any(late) {
+                        since.flush = Some(closing.want_flush());
+                    }
+                    true
+                }
+            };
+            if !waits {
+                volume.settling = None;
             }
-        }
+            waits
+        });
     }
 
     fn poll_freezing(&mut self) {
@@ -403,11 +412,7 @@ impl Owner {
                 }
                 return Ok(Some(Reply::Done));
             }
-            Call::List => {
-                let ids: Vec<u32> = self.volumes.keys().copied().collect();
-                let infos = ids.into_iter().filter_map(|id| self.volume_info(id));
-                return Ok(Some(Reply::Volumes(infos.collect())));
-            }
+            Call::List => self.begin_list(id),
             Call::Info => return Ok(Some(Reply::Pool(self.pool_info()))),
             Call::Promote(name) => {
                 let volume = self.find(name)?;

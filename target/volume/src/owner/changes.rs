@@ -128,6 +128,7 @@ impl Owner {
         let Some(volume) = self.volumes.get_mut(&origin) else { return };
         let old = volume.handle.head.swap(head, Ordering::AcqRel);
         volume.settling = Some(Settling { snapshot: descriptor.id, head: old, epoch, flush: None });
+        self.settling.push(origin);
         volume.descriptor.parent = Some(descriptor.id);
         volume.changed = true;
     }

@@ -124,7 +124,7 @@ impl Owner {
     fn begin_checkpoint(&mut self) {
         let (used, blocks) = self.journal.usage();
         let wanted = used * 2 > blocks || !self.calls.checkpoints.is_empty();
-        let settling = self.volumes.values().any(|volume| volume.settling.is_some());
+        let settling = !self.settling.is_empty();
         let broken = self.journal.is_broken();
         if !wanted || settling || self.freezing.is_some() || broken || !self.journal.turn_over() {
             return;

@@ -1,10 +1,11 @@
 //! Closing: what makes mappings durable, and frees what they replaced.
 
+use std::collections::hash_map;
 use std::time::{Duration, Instant};
 
 use nvme_spec::status::Status;
 
-use super::{Context, Owner, Planted};
+use super::{Context, Owner, Planted, share_of};
 use crate::devices::Token;
 use crate::limits::MAX_OPEN;
 
@@ -29,6 +30,8 @@ pub(crate) struct Closing {
     /// Another one is wanted, whatever there is to close.
     flush_wanted: bool,
     last: Option<Instant>,
+    /// Of the open mappings, how many there were when this round began.
+    taken: usize,
     failed: bool,
 }
 
@@ -60,6 +63,7 @@ impl Closing {
             done: 0,
             flush_wanted: false,
             last: None,
+            taken: 0,
             failed: false,
         }
     }
@@ -98,10 +102,11 @@ impl Owner {
             Step::Marking { target, sequence } if self.journal.completed() > sequence => {
                 self.closing.step = Step::Idle;
                 self.closing.closed_before = target;
-                self.end_open();
+                self.wake_closed();
             }
             Step::Flushing { .. } | Step::Marking { .. } => {}
         }
+        self.end_open();
     }
 
     /// Nothing can be closed any more: nobody waits for it.
@@ -121,12 +126,15 @@ impl Owner {
 
     fn begin_closing(&mut self, context: &mut Context<'_>) {
         let closing = &self.closing;
-        let due = closing.last.is_none_or(|last| context.now.duration_since(last) >= CLOSE_AFTER);
-        let behind = closing.wanted_before > closing.closed_before;
         let pending = !self.open.is_empty() || !self.releases.is_empty();
+        let behind = closing.wanted_before > closing.closed_before;
+        if closing.waiting.is_empty() && !behind && !pending && !closing.flush_wanted {
+            return;
+        }
+        let due = closing.last.is_none_or(|last| context.now.duration_since(last) >= CLOSE_AFTER);
         let wanted = !closing.waiting.is_empty()
             || ((behind || closing.flush_wanted) && (!closing.failed || due))
-            || (pending && (due || self.open.len() >= MAX_OPEN));
+            || (pending && (due || self.open.len() >= closing.taken + MAX_OPEN));
         // What a flush makes durable is what has completed; what has not may be a hole.
         let target = self.journal.completed().min(self.oldest_pending());
         let advances = target > closing.closed_before;
@@ -137,6 +145,7 @@ impl Owner {
         self.closing.last = Some(context.now);
         self.closing.begun += 1;
         self.closing.flush_wanted = false;
+        self.closing.taken = self.open.len();
         self.closing.flushing.append(&mut self.closing.waiting);
         let skip = self.bugs.is(Planted::CloseWithoutFlush);
         let left = if skip { 0 } else { devices.len() as u32 };
@@ -192,27 +201,34 @@ impl Owner {
         self.closing.step = Step::Marking { target, sequence };
         if self.bugs.is(Planted::UnguardBeforeMark) {
             self.closing.closed_before = target;
-            self.end_open();
+            self.wake_closed();
         }
     }
 
-    /// Takes the guards from what is closed now.
+    /// Takes the guards from what is closed, from some in each turn: until then writes of it come
+    /// to the owner, which knows better.
     fn end_open(&mut self) {
         let closed = self.closing.closed_before;
-        while let Some((sequence, volume, entry)) =
-            self.open.pop_front_if(|(sequence, _, _)| *sequence < closed)
-        {
-            let key = (volume, entry);
-            let Some(state) = self.entries.get_mut(&key) else { continue };
-            if state.open_sequence != Some(sequence) {
+        for _ in 0..share_of(self.open.len()) {
+            let Some((sequence, volume, entry)) =
+                self.open.pop_front_if(|(sequence, _, _)| *sequence < closed)
+            else {
+                return;
+            };
+            self.closing.taken = self.closing.taken.saturating_sub(1);
+            let hash_map::Entry::Occupied(mut state) = self.entries.entry((volume, entry)) else {
+                continue;
+            };
+            if state.get().open_sequence != Some(sequence) {
                 continue;
             }
-            state.open_sequence = None;
+            state.get_mut().open_sequence = None;
+            if !state.get().is_busy() {
+                state.remove();
+            }
             if let Some(volume) = self.volumes.get(&volume) {
                 self.tree.set_guard(volume.root(), entry, false);
             }
-            self.drop_entry_if_idle(key);
         }
-        self.wake_closed();
     }
 }

@@ -1,12 +1,12 @@
 //! What is told about a pool and its volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use uuid::Uuid;
 
 use super::{Owner, Reply};
 use crate::format::VolumeKind;
-use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DIFF_LEAVES};
+use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DIFF_LEAVES, LEAVES_PER_TURN};
 use crate::map::Root;
 
 /// A volume or snapshot.
@@ -30,10 +30,11 @@ pub struct VolumeInfo {
     pub bytes: u64,
     /// Bytes of a logical block.
     pub block_bytes: u32,
-    /// Bytes that hold data, shared or not.
-    pub mapped_bytes: u64,
-    /// Bytes that nothing else holds: what deleting it frees.
-    pub unique_bytes: u64,
+    /// Bytes that hold data, shared or not. Counted for [`Call::List`](super::Call::List) only, as
+    /// that takes a walk through the map.
+    pub mapped_bytes: Option<u64>,
+    /// Bytes that nothing else holds: what deleting it frees. Counted as the above.
+    pub unique_bytes: Option<u64>,
     /// `key=value`.
     pub labels: BTreeMap<String, String>,
     /// For people.
@@ -69,13 +70,25 @@ pub struct PoolInfo {
     pub broken: bool,
 }
 
+/// A [`Call::List`](super::Call::List) on its way.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    id: u64,
+    /// Those that are not in `infos` yet.
+    volumes: VecDeque<u32>,
+    /// The entry of the first of them from which counting goes on, and what has been counted.
+    next: u32,
+    mapped_blocks: u64,
+    unique_clusters: u64,
+    infos: Vec<VolumeInfo>,
+}
+
 impl Owner {
     pub(super) fn volume_info(&self, id: u32) -> Option<VolumeInfo> {
         let volume = self.volumes.get(&id)?;
         let descriptor = volume.descriptor.clone();
         let parent = descriptor.parent.and_then(|parent| self.volumes.get(&parent));
         let line = descriptor.line.and_then(|line| self.volumes.get(&line));
-        let (mapped, unique) = self.usage(volume.root());
         Some(VolumeInfo {
             id,
             name: descriptor.name,
@@ -86,8 +99,8 @@ impl Owner {
             read_only: volume.handle.read_only(),
             bytes: descriptor.bytes,
             block_bytes: descriptor.block_bytes,
-            mapped_bytes: mapped * u64::from(BLOCK_BYTES),
-            unique_bytes: unique * u64::from(CLUSTER_BYTES),
+            mapped_bytes: None,
+            unique_bytes: None,
             labels: descriptor.labels,
             description: descriptor.description,
             created_s: descriptor.created_s,
@@ -117,12 +130,42 @@ impl Owner {
         Reply::Extents(extents, next.map(|index| u64::from(index) * u64::from(CLUSTER_BYTES)))
     }
 
-    /// Blocks that hold data, and clusters that nothing else holds.
-    fn usage(&self, root: Root) -> (u64, u64) {
-        let (mut mapped, mut unique) = (0, 0);
+    /// Lists all volumes. The answer comes when what they hold has been counted.
+    pub(super) fn begin_list(&mut self, id: u64) {
+        let volumes = self.volumes.keys().copied().collect();
+        self.lists.push_back(Listing { id, volumes, ..Listing::default() });
+    }
+
+    /// Goes on with counting, as far as one turn may. What changes meanwhile is counted as it is
+    /// found.
+    pub(super) fn poll_lists(&mut self) {
+        let Some(mut list) = self.lists.pop_front() else { return };
+        let Some(&volume) = list.volumes.front() else {
+            return self.reply(list.id, Ok(Reply::Volumes(list.infos)));
+        };
+        let next = match self.volumes.get(&volume) {
+            Some(volume) => self.count_usage(volume.root(), &mut list),
+            None => None, // deleted meanwhile
+        };
+        list.next = next.unwrap_or(0);
+        if next.is_none() {
+            list.volumes.pop_front();
+            let blocks = std::mem::take(&mut list.mapped_blocks);
+            let clusters = std::mem::take(&mut list.unique_clusters);
+            list.infos.extend(self.volume_info(volume).map(|info| VolumeInfo {
+                mapped_bytes: Some(blocks * u64::from(BLOCK_BYTES)),
+                unique_bytes: Some(clusters * u64::from(CLUSTER_BYTES)),
+                ..info
+            }));
+        }
+        self.lists.push_front(list);
+    }
+
+    /// Counts blocks that hold data, and clusters that nothing else holds; where to go on.
+    fn count_usage(&self, root: Root, list: &mut Listing) -> Option<u32> {
         let map = &self.shared.map;
-        let end = self.tree.walk(root, 0, usize::MAX, |_, entry, unshared| {
-            mapped += u64::from(self.present(entry, u16::MAX).count_ones());
+        self.tree.walk(root, list.next, LEAVES_PER_TURN, |_, entry, unshared| {
+            list.mapped_blocks += u64::from(self.present(entry, u16::MAX).count_ones());
             if !unshared {
                 return;
             }
@@ -130,13 +173,11 @@ impl Owner {
             for block in 0..CLUSTER_BLOCKS {
                 let cluster = map.cluster_of(entry, block);
                 if cluster != 0 && cluster != last && self.space.holders(cluster) == 1 {
-                    unique += 1;
+                    list.unique_clusters += 1;
                 }
                 last = cluster;
             }
-        });
-        debug_assert!(end.is_none());
-        (mapped, unique)
+        })
     }
 
     /// Whether blocks from this one on hold data.

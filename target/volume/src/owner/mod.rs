@@ -23,15 +23,16 @@ use std::time::Instant;
 
 use bdev::{Io, Op};
 use dma::{DmaBuffer, Pool as Memory};
+use foldhash::fast::RandomState;
 use nvme_spec::status::Status;
 
 use crate::devices::{Devices, Token};
 use crate::epoch::{LaneEpoch, OwnerEpoch};
 use crate::format::{CatalogEntry, Extent, Superblock};
-use crate::limits::{LEAVES_PER_TURN, RELEASES_PER_TURN};
+use crate::limits::{ITEMS_PER_TURN, LEAVES_PER_TURN};
 use crate::map::{Release, Root, Tree};
 use crate::pieces::Pieces;
-use crate::shared::{Shared, ToLane, ToOwner};
+use crate::shared::{Shared, ToLane, ToOwner, pop};
 use crate::space::Space;
 
 pub use calls::{Call, CreateVolume, Reply, VolumeError};
@@ -41,6 +42,7 @@ pub use planted::Planted;
 use calls::{Calls, Freezing};
 use checkpoint::Checkpoint;
 use closing::Closing;
+use info::Listing;
 use journal::Journal;
 use planted::Bugs;
 use releases::{Item, Releases};
@@ -92,9 +94,12 @@ pub(crate) struct Owner {
     volumes: BTreeMap<u32, Volume>,
     damaged: Vec<Damaged>,
     last_head: u64,
+    /// Volumes whose snapshot is not settled.
+    settling: Vec<u32>,
+    lists: VecDeque<Listing>,
     writes: Vec<Write>,
     vacant: Vec<u32>,
-    entries: HashMap<Key, EntryState>,
+    entries: HashMap<Key, EntryState, RandomState>,
     /// Of mappings whose records are not in maps yet.
     pending: Pending,
     /// Mappings that are not closed: journal block, volume, entry.
@@ -121,6 +126,12 @@ pub(crate) struct Owner {
     pieces: Pieces,
     released: Vec<Release>,
     bugs: Bugs,
+}
+
+/// How much is done of so many things at hand, in one turn. A share of them rather than a number, so
+/// that they do not pile up however fast they come.
+fn share_of(count: usize) -> usize {
+    (count / 64).max(ITEMS_PER_TURN)
 }
 
 /// How many records of each journal block are not in maps yet.
@@ -215,7 +226,7 @@ impl Owner {
 
     fn poll_lanes(&mut self) {
         for lane in 0..self.shared.to_owner.len() {
-            while let Some(message) = self.shared.to_owner[lane].pop() {
+            while let Some(message) = pop(&self.shared.to_owner[lane]) {
                 match message {
                     ToOwner::Io { slot, volume, io } => {
                         self.handle_io(Origin { lane: lane as u32, slot }, volume, io);
@@ -247,7 +258,8 @@ impl Owner {
         let grace = !self.bugs.is(Planted::ReuseBeforeGrace);
         let mut released = std::mem::take(&mut self.released);
         let mut freed = 0;
-        while freed < RELEASES_PER_TURN
+        let most = share_of(self.releases.len());
+        while freed < most
             && let Some(item) = self.releases.pop(closed, &mut self.epoch, grace)
         {
             freed += 1;

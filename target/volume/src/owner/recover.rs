@@ -174,9 +174,11 @@ impl Owner {
             volumes: Default::default(),
             damaged: Vec::new(),
             last_head: 0,
+            settling: Vec::new(),
+            lists: VecDeque::new(),
             writes: Vec::new(),
             vacant: Vec::new(),
-            entries: HashMap::new(),
+            entries: HashMap::default(),
             pending: Pending::default(),
             open: VecDeque::new(),
             ready: VecDeque::new(),
@@ -377,6 +379,7 @@ impl Recovery<'_> {
         while !owner.tree.reap(usize::MAX, &mut owner.space, &mut released) {}
         owner.keep_pages(&mut released);
         owner.volumes.values_mut().for_each(|volume| volume.settling = None);
+        owner.settling.clear();
         let next = owner.superblock.journal_start + blocks;
         if !owner.bugs.is(Planted::OldIncarnation) {
             owner.superblock.incarnation += 1;

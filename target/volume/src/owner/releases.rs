@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use foldhash::fast::RandomState;
+
 use crate::epoch::OwnerEpoch;
 use crate::map::Release;
 
@@ -23,7 +25,7 @@ pub(crate) struct Releases {
     /// How many of the first have a grace period.
     stamped: usize,
     /// Blocks that must not be written yet although nothing maps them, by cluster.
-    cooling: HashMap<u32, [u8; 16]>,
+    cooling: HashMap<u32, [u8; 16], RandomState>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,12 +83,13 @@ impl Releases {
             return;
         };
         let counts = self.cooling.entry(cluster).or_default();
-        for (block, count) in counts.iter_mut().enumerate() {
-            if mask & (1 << block) != 0 {
-                *count = if on { count.saturating_add(1) } else { count.saturating_sub(1) };
-            }
+        let mut left = mask;
+        while left != 0 {
+            let count = &mut counts[left.trailing_zeros() as usize];
+            *count = if on { count.saturating_add(1) } else { count.saturating_sub(1) };
+            left &= left - 1;
         }
-        if !on && counts.iter().all(|count| *count == 0) {
+        if !on && *counts == [0; 16] {
             self.cooling.remove(&cluster);
         }
     }

@@ -175,14 +175,17 @@ impl Owner {
         }
         let open = self.entries.get(&key).and_then(|state| state.open_sequence);
         match open {
-            Some(sequence) if !self.bugs.is(Planted::OverwriteOpen) => {
+            Some(sequence)
+                if sequence >= self.closing.closed_before
+                    && !self.bugs.is(Planted::OverwriteOpen) =>
+            {
                 self.closing.want(sequence + 1);
                 self.wait_closed.push((sequence + 1, id));
                 Some(Look::Waits)
             }
             _ => {
                 if entry.guarded() {
-                    // It came with a leaf that another volume had; here nothing is open.
+                    // Of what is closed, or it came with a leaf that another volume had.
                     self.tree.set_guard(root, part.entry, false);
                 }
                 None
@@ -258,7 +261,7 @@ impl Owner {
     /// Takes blocks `mask` of a cluster for the entry: of its own one if they were never used.
     fn find_place(&mut self, volume: u32, mask: u16, at: At) -> Option<u32> {
         let key = (volume, at.index);
-        let mut state = self.entries.remove(&key).unwrap_or_default();
+        let state = self.entries.entry(key).or_default();
         if state.cluster == 0
             && let Some(cluster) = self.tree.own_cluster(at)
         {
@@ -270,20 +273,16 @@ impl Owner {
             }
         }
         if state.cluster == 0 || state.used & mask != 0 {
-            let volume = self.volumes.get_mut(&key.0)?;
-            let Some(cluster) = self.space.take(&mut volume.run) else {
-                if state.is_busy() {
-                    self.entries.insert(key, state);
-                }
+            let volume = self.volumes.get_mut(&volume);
+            let Some(cluster) = volume.and_then(|volume| self.space.take(&mut volume.run)) else {
+                self.drop_entry_if_idle(key);
                 return None;
             };
             (state.cluster, state.used) = (cluster, 0);
         }
         state.used |= mask;
         state.pending |= mask;
-        let cluster = state.cluster;
-        self.entries.insert(key, state);
-        Some(cluster)
+        Some(state.cluster)
     }
 
     /// Data and records go out together.
@@ -463,9 +462,9 @@ impl Owner {
                 state.pending &= !touch.mask;
                 // Records may complete in another order than they were made.
                 state.open_sequence = state.open_sequence.max(Some(position.sequence));
+                self.ready.extend(state.waiting.drain(..));
             }
             self.open.push_back((position.sequence, write.volume, touch.part.entry));
-            self.wake_entry(key);
         }
         write.touches = touches;
         for fill in write.fills.drain(..) {
