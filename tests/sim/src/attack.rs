@@ -36,7 +36,7 @@ fn recover(
     tracing::debug!(step = image.step, ?end, depth, "end");
     let mut statistics = Statistics { points: 1, ..Statistics::default() };
     let world = World::over(random.draw(), image);
-    if depth < 2 && random.one_in(8) {
+    if depth < 2 && random.one_in(before.config.recoveries_one_in) {
         world.watch(Watch::OneIn(16));
     } else {
         world.hurry(random.chance(3, 4));

@@ -20,10 +20,14 @@ pub struct Config {
     pub objects: usize,
     /// Clusters of a volume at most.
     pub volume_clusters: u64,
+    /// So many of 16 I/Os are flushes, and so many of 6 writes are FUA.
+    pub flushes: u64,
     /// So many of 16 changes are deallocates and write zeroes.
     pub clears: u64,
     /// The first life is attacked at one step in so many.
     pub one_in: u64,
+    /// One recovery in so many is attacked.
+    pub recoveries_one_in: u64,
     /// A bug to be found.
     pub planted: Option<Planted>,
 }
@@ -48,6 +52,7 @@ impl Config {
             volatile_write_cache,
             deallocated,
             depth: *random.pick(&[4, 16, 64]),
+            slow_flushes: 1,
             faults: Faults::default(),
         };
         let devices = (0..count).map(device).collect();
@@ -66,8 +71,10 @@ impl Config {
                 (false, true) => 3,
                 (false, false) => 8,
             },
+            flushes: 1,
             clears: *random.pick(&[1, 2, 6]),
             one_in: 256,
+            recoveries_one_in: 8,
             planted: None,
         }
     }

@@ -31,6 +31,8 @@ pub struct DeviceConfig {
     pub deallocated: Deallocated,
     /// I/Os that a channel takes before it is busy.
     pub depth: usize,
+    /// Of eight flushes so many take very long.
+    pub slow_flushes: u64,
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -64,6 +66,7 @@ impl DeviceConfig {
             volatile_write_cache: true,
             deallocated: Deallocated::Garbage,
             depth: 64,
+            slow_flushes: 1,
             faults: Faults::default(),
         }
     }
@@ -191,7 +194,8 @@ impl Device {
             2 => Transfer::Piecewise,
             _ => Transfer::AtCompletion,
         };
-        let patience = if self.hurries { 0 } else { queue.patience(io.op, random) };
+        let patience =
+            if self.hurries { 0 } else { queue.patience(io.op, self.config.slow_flushes, random) };
         let (write, due) = (self.next_write, queue.polls + patience);
         self.next_write += 1;
         let mut flight = InFlight { io, write, submitted: now, due, pending: sectors, transfer };
@@ -260,13 +264,12 @@ impl Queue {
     }
 
     /// For how many polls an I/O is in flight: mostly few, sometimes very many.
-    fn patience(&self, op: Op, random: &mut Random) -> u64 {
+    fn patience(&self, op: Op, slow_flushes: u64, random: &mut Random) -> u64 {
         if random.one_in(self.slow_one_in) {
             return random.below(self.slow_polls);
         }
         match random.below(8) {
-            0 if op == Op::Flush => random.below(1500),
-            _ if op == Op::Flush => random.below(80),
+            kind if op == Op::Flush => random.below(if kind < slow_flushes { 1500 } else { 80 }),
             0 => random.below(40),
             1..=3 => random.below(6),
             _ => 0,

@@ -14,6 +14,7 @@ use volume::{
 
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::media::PAGE_BYTES;
 use crate::memory::Memory;
 use crate::random::Random;
 use crate::world::World;
@@ -21,9 +22,9 @@ use crate::world::World;
 /// Bytes of a buffer, and of the largest I/O: four clusters may be touched.
 pub(crate) const SLOT_BYTES: u32 = 160 << 10;
 /// I/Os in flight.
-pub(crate) const SLOTS: usize = 12;
+pub(crate) const SLOTS: usize = 32;
 /// The harness's memory, which is a power of two.
-const SPAN_BYTES: usize = 2 << 20;
+const SPAN_BYTES: usize = 8 << 20;
 /// The owner's memory.
 const OWNER_BYTES: usize = 4 << 20;
 /// Polls without an end of anything after which something must be stuck.
@@ -227,7 +228,7 @@ impl Pool {
         let (blocks, block_bytes) = (open.handle.block_count(), open.handle.block_bytes());
         let channels = open.channels.clone();
         let per_read = u64::from(SLOT_BYTES / block_bytes);
-        let (mut next, mut bytes) = (0, vec![0; SLOT_BYTES as usize]);
+        let (mut next, mut page) = (0, [0; PAGE_BYTES]);
         while next < blocks {
             let lane = (next / per_read) as usize % channels.len();
             let count = per_read.min(blocks - next) as u32;
@@ -241,9 +242,11 @@ impl Pool {
                 let what = format!("a read of {count} blocks from {next} of {name}");
                 return Err(Failure::Status { what, status: format!("{status:?}") });
             }
-            let bytes = &mut bytes[..(count * block_bytes) as usize];
-            self.buffer(0).read(0, bytes);
-            handle(bytes)?;
+            // Sizes of volumes are multiples of a page, and so is that of a buffer.
+            for at in (0..count * block_bytes).step_by(PAGE_BYTES) {
+                self.buffer(0).read(at, &mut page);
+                handle(&page)?;
+            }
             next += u64::from(count);
         }
         Ok(())

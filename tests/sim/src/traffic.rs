@@ -68,11 +68,14 @@ impl Life {
     /// What comes next, as often as the run's configuration has it.
     fn any_op(&mut self, is_read_only: bool) -> Op {
         let random = &mut self.random;
+        let flushes = self.config.flushes;
         match random.below(16) {
             0..=3 => Op::Read,
-            4 => Op::Flush,
+            kind if kind < 4 + flushes => Op::Flush,
             _ if is_read_only && !random.one_in(32) => Op::Read,
-            _ if !random.chance(self.config.clears, 16) => Op::Write { fua: random.one_in(6) },
+            _ if !random.chance(self.config.clears, 16) => {
+                Op::Write { fua: random.chance(flushes, 6) }
+            }
             _ if random.one_in(2) => {
                 Op::WriteZeroes { deallocate: random.one_in(2), fua: random.one_in(4) }
             }
