@@ -10,16 +10,16 @@
 #![forbid(unsafe_code)]
 
 mod devices;
-mod epoch;
+pub mod epoch;
 pub mod format;
 mod lane;
 pub mod limits;
-mod map;
+pub mod map;
 mod owner;
 mod pieces;
 pub mod pool;
 mod shared;
-mod space;
+pub mod space;
 mod sync;
 mod wait;
 

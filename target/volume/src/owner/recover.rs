@@ -174,6 +174,7 @@ impl Owner {
             volumes: Default::default(),
             damaged: Vec::new(),
             last_head: 0,
+            last_change: 0,
             settling: Vec::new(),
             lists: VecDeque::new(),
             writes: Vec::new(),
@@ -308,7 +309,9 @@ impl Recovery<'_> {
         let mut released = std::mem::take(&mut self.owner.released);
         match *record {
             Record::Map { volume, entry, mask, cluster, crcs } => {
-                if entry >= MAX_VOLUME_CLUSTERS || !self.owner.superblock.has_cluster(cluster) {
+                let holds = self.owner.superblock.has_cluster(cluster)
+                    && self.owner.space.may_hold(cluster);
+                if entry >= MAX_VOLUME_CLUSTERS || !holds {
                     return Err(format!("entry {entry}, cluster {cluster} are not possible"));
                 }
                 let verify = open && !self.owner.bugs.is(Planted::ReplayUnverified);
