@@ -1,6 +1,7 @@
-# testbed: ssds=1 size=128M mark=ci timeout=300
+# testbed: ssds=2 size=128M mark=ci timeout=600
 # The main job, end to end: an SSD taken from the kernel, exported over RDMA, attached by the
-# kernel's initiator, with a file system on it; compared with the SSD's bytes outside the guest.
+# kernel's initiator, with a file system on it; compared with the SSD's bytes outside the guest. And
+# another SSD carved into volumes: a snapshot, its clone attached beside the origin, a rollback.
 
 nqn=nqn.2026-11.io.forebay:demo
 bdf=$(ssd_bdf 0)
@@ -57,6 +58,48 @@ device=$(wait_for 15 "the kernel has the SSD again" ssd_device 0)
 check "mount, by the kernel's own driver" mount -o ro "$device" /mnt
 expect_eq "md5 of a file" "$(md5sum </mnt/small)" "$file_sum"
 check "umount" umount /mnt
+
+step "Carving volumes from another SSD: forebay pool create, forebay volume create"
+tank=nqn.2026-11.io.forebay:tank
+other=$(ssd_bdf 1)
+check "bind" forebay device bind "$other"
+check "pool" forebay pool create tank ssd1n1
+check "volume" forebay volume create tank/data 1G
+device=$(connect_line "$(export_bdev tank/data --nqn "$tank" --any-host)")
+check "mkfs" mkfs.ext4 -q "$device"
+mkdir -p /mnt/data /mnt/trial
+check "mount" mount "$device" /mnt/data
+cp -r /etc /mnt/data/
+sync
+# files FOLDER: one sum of all the files in it.
+files() { (cd "$1" && find etc -type f | sort | xargs -d '\n' md5sum | md5sum); }
+origin=$(files /mnt/data)
+
+step "A snapshot, and its clone attached beside the origin"
+check "snapshot" forebay snapshot create tank/data --name v1
+check "clone" forebay snapshot clone tank/data.v1 trial
+check "export" forebay export tank/trial --nqn "$tank" >&2
+clone=$(wait_for 10 "the clone is there" ns_device "$tank" 2)
+check "mount" mount "$clone" /mnt/trial
+expect_eq "files of the clone" "$(files /mnt/trial)" "$origin"
+rm /mnt/trial/etc/passwd
+sync
+expect_eq "files of the origin, after writes to the clone" "$(files /mnt/data)" "$origin"
+forebay volume list --tree >&2
+tree=$(forebay volume list --tree)
+
+step "Rolling the volume back: forebay volume rollback tank/data data.v1"
+rm -r /mnt/data/etc
+check "umount" umount /mnt/data
+check "rollback" forebay volume rollback tank/data data.v1 --force >&2
+device=$(wait_for 20 "the volume is back" ns_device "$tank" 1)
+check "mount" mount "$device" /mnt/data
+expect_eq "files after the rollback" "$(files /mnt/data)" "$origin"
+check "umount" umount /mnt/data /mnt/trial
+detach "$tank"
+check "unexport" forebay unexport "$tank"
+check "pool export" forebay pool export tank
+check "release" forebay device release "$other"
 target_stop
 
 cat >"$RESULTS/report" <<REPORT
@@ -68,5 +111,7 @@ cat >"$RESULTS/report" <<REPORT
   4 KiB reads   QD1   $qd1_iops IOPS, p50 $qd1_p50 us, p99 $qd1_p99 us
                 QD32  $qd32_iops IOPS, p50 $qd32_p50 us, p99 $qd32_p99 us
   CPU copies    0 bytes
+  volumes       of $other: a snapshot, its clone and a rollback, every file verified
+$(sed 's/^/                /' <<<"$tree")
   versions      $(forebay --version), Linux $(uname -r), $(nvme version | head -n 1)
 REPORT

@@ -22,13 +22,15 @@ pub mod results;
 mod rpc;
 mod size;
 mod socket;
+mod volumes;
 
 pub use endpoint::{Endpoint, Transport};
 pub use error::{ErrorCode, ErrorDetails, RpcError};
 pub use line::{LineBuffer, LineTooLong};
 pub use names::{
-    check_bdev_name, check_bdf, check_block_bytes, check_host_nqn, check_nqn, check_size,
-    check_subsystem_nqn, connect_command, default_nqn,
+    check_bdev_name, check_bdf, check_block_bytes, check_export_name, check_host_nqn,
+    check_label_key, check_nqn, check_pool_name, check_size, check_subsystem_nqn,
+    check_volume_name, connect_command, default_nqn, snapshot_of, split_volume_name,
 };
 pub use request::{
     BdevCreate, BdevDelete, BdevKind, Call, DeviceBind, DeviceRelease, DeviceShow, ExportAdd,
@@ -37,6 +39,10 @@ pub use request::{
 pub use rpc::{Id, Request, Response};
 pub use size::{parse_size, show_size};
 pub use socket::{CallError, ControlSocket};
+pub use volumes::{
+    Labels, PoolCreate, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList,
+    VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeResize, VolumeRollback,
+};
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/forebay/forebay.sock";

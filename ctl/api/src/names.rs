@@ -2,7 +2,10 @@
 //! to stand behind the name of the parameter.
 
 use crate::endpoint::Endpoint;
-use crate::limits::{BLOCK_BYTES, MAX_BDEV_NAME_BYTES, MAX_NQN_BYTES, MAX_SIZE_BYTES, NQN_PREFIX};
+use crate::limits::{
+    BLOCK_BYTES, MAX_BDEV_NAME_BYTES, MAX_LABEL_KEY_BYTES, MAX_NQN_BYTES, MAX_SIZE_BYTES,
+    MAX_VOLUME_NAME_BYTES, NQN_PREFIX,
+};
 
 /// The well-known name of every discovery subsystem (NVMe Base 2.1, section 4.7).
 const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
@@ -88,11 +91,61 @@ pub fn check_nqn(nqn: &str) -> Result<(), String> {
 
 /// Checks the name of a bdev: letters, digits, `-`, `_` and `.`, with a letter or digit first.
 pub fn check_bdev_name(name: &str) -> Result<(), String> {
+    check_plain_name(name, MAX_BDEV_NAME_BYTES)
+}
+
+/// Checks the name of a pool, or that of a volume or snapshot without its pool: as a bdev's.
+pub fn check_pool_name(name: &str) -> Result<(), String> {
+    check_plain_name(name, MAX_VOLUME_NAME_BYTES)
+}
+
+/// Checks the name of a volume or snapshot: `POOL/NAME`.
+pub fn check_volume_name(name: &str) -> Result<(), String> {
+    let (pool, volume) = split_volume_name(name)
+        .ok_or_else(|| format!("{name:?} is not like POOL/NAME; `forebay volume list` has them"))?;
+    check_pool_name(pool)?;
+    check_pool_name(volume)
+}
+
+/// Checks the name of what can be exported: a bdev, a volume or a snapshot.
+pub fn check_export_name(name: &str) -> Result<(), String> {
+    match split_volume_name(name) {
+        Some(_) => check_volume_name(name),
+        None => check_bdev_name(name),
+    }
+}
+
+/// Pool and volume of a name like `POOL/NAME`.
+pub fn split_volume_name(name: &str) -> Option<(&str, &str)> {
+    name.split_once('/')
+}
+
+/// The name of a volume's snapshot: snapshots of one group have names that end alike.
+pub fn snapshot_of(volume: &str, name: &str) -> String {
+    format!("{volume}.{name}")
+}
+
+/// Checks the key of a label: nothing that would not survive `key=value` on a command line.
+pub fn check_label_key(key: &str) -> Result<(), String> {
+    if key.is_empty() || key.len() > MAX_LABEL_KEY_BYTES {
+        return Err(format!(
+            "a key has 1 to {MAX_LABEL_KEY_BYTES} bytes; {key:?} has {}",
+            key.len()
+        ));
+    }
+    match key.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_./".contains(*c))) {
+        Some(c) => Err(format!("key {key:?} contains {c:?}; letters, digits, - _ . / are allowed")),
+        None if key.ends_with('-') => Err(format!("key {key:?} ends with a dash")),
+        None => Ok(()),
+    }
+}
+
+fn check_plain_name(name: &str, max_bytes: usize) -> Result<(), String> {
     if name.is_empty() {
         return Err("is empty".to_owned());
     }
-    if name.len() > MAX_BDEV_NAME_BYTES {
-        return Err(format!("has {} bytes, {MAX_BDEV_NAME_BYTES} are allowed", name.len()));
+    if name.len() > max_bytes {
+        return Err(format!("has {} bytes, {max_bytes} are allowed", name.len()));
     }
     if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return Err(format!("{name:?} does not begin with a letter or digit"));
@@ -186,6 +239,16 @@ mod tests {
     fn names_addresses_and_sizes() {
         for name in ["", "-a", ".a", "a/b", "a b", "ä", &"x".repeat(65)] {
             assert!(check_bdev_name(name).is_err(), "{name}");
+        }
+        for name in ["a/b", "tank/data.before", "1/2"] {
+            assert_eq!(check_volume_name(name), Ok(()), "{name}");
+        }
+        for name in ["", "a", "a/", "/a", "a/b/c", "a/-b", &format!("a/{}", "x".repeat(64))] {
+            assert!(check_volume_name(name).is_err(), "{name}");
+        }
+        assert!(check_export_name("ram0").is_ok() && check_export_name("a/b").is_ok());
+        for key in ["", "a=b", "a b", "a-", &"x".repeat(64)] {
+            assert!(check_label_key(key).is_err(), "{key}");
         }
         for bdf in ["0000:01:00.0", "01:00.0", "10000:01:1f.7", "0000:3B:00.0"] {
             assert_eq!(check_bdf(bdf), Ok(()), "{bdf}");

@@ -5,9 +5,14 @@ use serde_json::Value;
 
 use crate::endpoint::Endpoint;
 use crate::error::{ErrorCode, RpcError};
-use crate::limits::{MAX_HOSTS, MAX_LISTENERS};
+use crate::limits::{BLOCK_BYTES, MAX_HOSTS, MAX_LISTENERS};
 use crate::names::{
-    check_bdev_name, check_bdf, check_block_bytes, check_host_nqn, check_size, check_subsystem_nqn,
+    check_bdev_name, check_bdf, check_block_bytes, check_export_name, check_host_nqn,
+    check_pool_name, check_size, check_subsystem_nqn, check_volume_name,
+};
+use crate::volumes::{
+    PoolCreate, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate,
+    VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeResize, VolumeRollback,
 };
 
 /// The methods in one table: variant, name, parameters.
@@ -70,6 +75,52 @@ methods! {
     BdevCreate(BdevCreate) = "bdev.create";
     /// Removes a block device that was made, and that nothing uses. Returns nothing.
     BdevDelete(BdevDelete) = "bdev.delete";
+    /// Makes a pool of block devices. Returns its [`PoolInfo`](crate::results::PoolInfo).
+    PoolCreate(PoolCreate) = "pool.create";
+    /// Opens a pool that is on block devices. Returns its `PoolInfo`.
+    PoolImport(PoolName) = "pool.import";
+    /// Pools that could be opened.
+    /// Returns a list of [`FoundPool`](crate::results::FoundPool).
+    PoolScan(Nothing) = "pool.scan";
+    /// Closes a pool that nothing uses. Returns nothing.
+    PoolExport(PoolName) = "pool.export";
+    /// Pools. Returns a list of `PoolInfo`.
+    PoolList(Nothing) = "pool.list";
+    /// One of them. Returns its `PoolInfo`.
+    PoolShow(PoolName) = "pool.show";
+    /// Compares what a pool has counted with its maps; I/O waits meanwhile. Returns a list of what
+    /// is wrong.
+    PoolCheck(PoolName) = "pool.check";
+    /// Makes a volume. Returns its [`VolumeInfo`](crate::results::VolumeInfo).
+    VolumeCreate(VolumeCreate) = "volume.create";
+    /// Volumes and snapshots. Returns a list of `VolumeInfo`.
+    VolumeList(VolumeList) = "volume.list";
+    /// One of them. Returns its `VolumeInfo`.
+    VolumeShow(VolumeName) = "volume.show";
+    /// Removes a volume that is not exported. Returns nothing.
+    VolumeDelete(VolumeName) = "volume.delete";
+    /// Gives a volume or snapshot that is not exported another name. Returns its `VolumeInfo`.
+    VolumeRename(VolumeRename) = "volume.rename";
+    /// Changes the size of a volume; hosts that have it hear of it. Returns its `VolumeInfo`.
+    VolumeResize(VolumeResize) = "volume.resize";
+    /// Changes labels and description of a volume or snapshot. Returns its `VolumeInfo`.
+    VolumeLabel(VolumeLabel) = "volume.label";
+    /// Makes a volume what a snapshot is. What it was stays as another snapshot. Returns the
+    /// volume's `VolumeInfo`.
+    VolumeRollback(VolumeRollback) = "volume.rollback";
+    /// Lets a clone take the place of what it was cloned from. Returns its `VolumeInfo`.
+    VolumePromote(VolumeName) = "volume.promote";
+    /// Takes snapshots of one instant. Returns a list of `VolumeInfo`, in the order asked for.
+    SnapshotCreate(SnapshotCreate) = "snapshot.create";
+    /// Snapshots. Returns a list of `VolumeInfo`.
+    SnapshotList(SnapshotList) = "snapshot.list";
+    /// Removes a snapshot that is not exported. Returns nothing.
+    SnapshotDelete(VolumeName) = "snapshot.delete";
+    /// What was written between two snapshots or volumes of a pool.
+    /// Returns a [`Difference`](crate::results::Difference).
+    SnapshotDiff(SnapshotDiff) = "snapshot.diff";
+    /// Makes a volume that begins as a snapshot is. Returns its `VolumeInfo`.
+    SnapshotClone(SnapshotClone) = "snapshot.clone";
     /// Exports a block device. Returns its [`ExportInfo`](crate::results::ExportInfo).
     ExportAdd(ExportAdd) = "export.add";
     /// Ends an export. Returns nothing.
@@ -171,7 +222,7 @@ pub struct BdevDelete {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExportAdd {
-    /// The block device.
+    /// The block device; a volume or snapshot is `POOL/NAME`.
     pub bdev: String,
     /// The subsystem's name; by default [`default_nqn`](crate::default_nqn) of the bdev.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -249,7 +300,7 @@ pub struct LogSet {
     pub level: LogLevel,
 }
 
-fn default_block_bytes() -> u32 {
+pub(crate) fn default_block_bytes() -> u32 {
     4096
 }
 
@@ -289,6 +340,39 @@ impl Call {
             Call::HostList(HostList { nqn: Some(nqn) }) => {
                 check_field("nqn", check_subsystem_nqn(nqn))
             }
+            _ => self.check_volumes(),
+        }
+    }
+
+    fn check_volumes(&self) -> Result<(), RpcError> {
+        match self {
+            Call::PoolCreate(create) => create.check(),
+            Call::PoolImport(PoolName { name })
+            | Call::PoolExport(PoolName { name })
+            | Call::PoolCheck(PoolName { name })
+            | Call::PoolShow(PoolName { name }) => check_field("name", check_pool_name(name)),
+            Call::VolumeCreate(create) => create.check(),
+            Call::VolumeList(list) => list.check(),
+            Call::VolumeShow(VolumeName { volume })
+            | Call::VolumeDelete(VolumeName { volume })
+            | Call::VolumePromote(VolumeName { volume })
+            | Call::SnapshotDelete(VolumeName { volume })
+            | Call::SnapshotList(SnapshotList { volume: Some(volume) }) => {
+                check_field("volume", check_volume_name(volume))
+            }
+            Call::VolumeRename(VolumeRename { volume, name }) => {
+                check_field("volume", check_volume_name(volume))?;
+                check_field("name", check_pool_name(name))
+            }
+            Call::VolumeResize(VolumeResize { volume, size_bytes, .. }) => {
+                check_field("volume", check_volume_name(volume))?;
+                check_field("size_bytes", check_size(*size_bytes, BLOCK_BYTES[0]))
+            }
+            Call::VolumeLabel(label) => label.check(),
+            Call::VolumeRollback(rollback) => rollback.check(),
+            Call::SnapshotCreate(create) => create.check(),
+            Call::SnapshotClone(clone) => clone.check(),
+            Call::SnapshotDiff(diff) => diff.check(),
             _ => Ok(()),
         }
     }
@@ -318,7 +402,7 @@ impl BdevCreate {
 
 impl ExportAdd {
     fn check(&self) -> Result<(), RpcError> {
-        check_field("bdev", check_bdev_name(&self.bdev))?;
+        check_field("bdev", check_export_name(&self.bdev))?;
         if let Some(nqn) = &self.nqn {
             check_field("nqn", check_subsystem_nqn(nqn))?;
         }
@@ -342,13 +426,13 @@ fn check_nsid(nsid: Option<u32>) -> Result<(), RpcError> {
     }
 }
 
-fn check_count(field: &str, count: usize, max: usize) -> Result<(), RpcError> {
+pub(crate) fn check_count(field: &str, count: usize, max: usize) -> Result<(), RpcError> {
     if count <= max {
         return Ok(());
     }
     Err(RpcError::invalid(field, format!("{count} given, {max} are allowed")))
 }
 
-fn check_field(field: &str, outcome: Result<(), String>) -> Result<(), RpcError> {
+pub(crate) fn check_field(field: &str, outcome: Result<(), String>) -> Result<(), RpcError> {
     outcome.map_err(|reason| RpcError::invalid(field, reason))
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::{Endpoint, Transport};
+use crate::volumes::Labels;
 
 /// Result of `version`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +82,7 @@ pub struct DeviceHealth {
 pub struct BdevInfo {
     /// Its name.
     pub name: String,
-    /// `nvme`, `file`, `ram` or `null`.
+    /// `nvme`, `file`, `ram`, `null`, `volume` or `snapshot`.
     pub kind: String,
     /// Size in bytes.
     pub size_bytes: u64,
@@ -89,10 +90,141 @@ pub struct BdevInfo {
     pub block_bytes: u32,
     /// `live`, `recovering` or `failed`.
     pub health: String,
-    /// Who has claimed it: the NQN of a subsystem.
+    /// Who has claimed it: the NQN of a subsystem, or a pool.
     pub claimed_by: Option<String>,
     /// The file, or the controller's PCI address.
     pub path: Option<String>,
+}
+
+/// Whether a pool is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolState {
+    /// It serves its volumes.
+    Open,
+    /// It is being opened or closed.
+    Changing,
+    /// It is kept, and not open: its volumes cannot be reached.
+    Down,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// Whether it is open. Unless it is, sizes are 0.
+    pub state: PoolState,
+    /// Why it is not.
+    pub reason: Option<String>,
+    /// The block devices it is made of.
+    pub bdevs: Vec<String>,
+    /// What its block devices hold, in bytes.
+    pub size_bytes: u64,
+    /// Bytes that nothing uses.
+    pub free_bytes: u64,
+    /// Bytes that are on their way to be free.
+    pub releasing_bytes: u64,
+    /// How full it is, in percent; what is being released counts as used.
+    pub used_percent: u8,
+    /// Blocks of the journal that are in use.
+    pub journal_used: u64,
+    /// Blocks of the journal.
+    pub journal_blocks: u64,
+    /// Volumes and snapshots in it.
+    pub volumes: u64,
+    /// Volumes and snapshots that cannot be used.
+    pub damaged: Vec<DamagedVolume>,
+    /// What somebody should look after.
+    pub warnings: Vec<String>,
+}
+
+/// A volume or snapshot that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedVolume {
+    /// `POOL/NAME`.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A pool that could be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundPool {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// Block devices of it that are there.
+    pub bdevs: Vec<String>,
+    /// How many it has.
+    pub bdevs_expected: u32,
+}
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeKind {
+    /// A volume; a clone is one.
+    Volume,
+    /// A snapshot.
+    Snapshot,
+}
+
+/// A volume or snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// `POOL/NAME`.
+    pub name: String,
+    /// What it is.
+    pub kind: VolumeKind,
+    /// The snapshot that it comes from: of a volume its newest one, or the one that it was cloned
+    /// from or rolled back to; of a snapshot the one before it.
+    pub parent: Option<String>,
+    /// Of a snapshot: the volume that it is of, if that is still there.
+    pub line: Option<String>,
+    /// What hosts know it by.
+    pub uuid: String,
+    /// It takes no writes.
+    pub read_only: bool,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Size of its logical blocks in bytes.
+    pub block_bytes: u32,
+    /// Bytes that hold data, shared with others or not.
+    pub mapped_bytes: u64,
+    /// Bytes that nothing else holds: what deleting it would free.
+    pub unique_bytes: u64,
+    /// Its labels.
+    pub labels: Labels,
+    /// For people.
+    pub description: String,
+    /// When it was made, in seconds since 1970.
+    pub created_s: u64,
+    /// What the snapshots of one instant have in common.
+    pub group: Option<String>,
+    /// Who has claimed it: the NQN of a subsystem.
+    pub claimed_by: Option<String>,
+}
+
+/// What was written between two snapshots or volumes, from some byte on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Where, in order.
+    pub extents: Vec<Extent>,
+    /// Where to go on; none at the end.
+    pub next: Option<u64>,
+}
+
+/// A part of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Its first byte.
+    pub start: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// Whether an export is served.

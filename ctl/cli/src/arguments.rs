@@ -6,6 +6,8 @@ use api::{Endpoint, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::volume_arguments::{PoolCommand, SnapshotCommand, VolumeCommand};
+
 /// Exports NVMe SSDs over RDMA: the command line of the Forebay daemon.
 #[derive(Debug, Parser)]
 #[command(
@@ -34,7 +36,16 @@ pub(crate) enum Command {
     /// Block devices that can be exported
     #[command(subcommand)]
     Bdev(BdevCommand),
-    /// Export a block device to hosts
+    /// Pools of block devices, that volumes are carved from
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Thin volumes in pools
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Snapshots of volumes, and clones of them
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Export a block device, volume or snapshot to hosts
     Export(ExportArguments),
     /// End an export
     Unexport(UnexportArguments),
@@ -140,8 +151,8 @@ pub(crate) struct SizedArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArguments {
-    /// The block device (see `forebay bdev list`)
-    #[arg(value_parser = checked(api::check_bdev_name))]
+    /// The block device, volume or snapshot (see `forebay bdev list`)
+    #[arg(value_parser = checked(api::check_export_name))]
     pub(crate) bdev: String,
     /// Name of the subsystem [default: nqn.2026-11.io.forebay:BDEV]
     #[arg(long, value_parser = checked(api::check_subsystem_nqn))]
@@ -216,13 +227,13 @@ pub(crate) enum Level {
 }
 
 /// A parser of arguments from a check of the control socket.
-fn checked(
+pub(crate) fn checked(
     check: fn(&str) -> Result<(), String>,
 ) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync + 'static {
     move |text| check(text).map(|()| text.to_owned())
 }
 
-fn parse_block_bytes(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_block_bytes(text: &str) -> Result<u32, String> {
     let bytes = parse_size(text)?.try_into().unwrap_or(u32::MAX);
     api::check_block_bytes(bytes).map(|()| bytes)
 }
@@ -257,6 +268,23 @@ mod tests {
             "host allow nqn.2026-11.io.a:b",
             "host deny nqn.2026-11.io.a:b nqn.2026-11.io.a:b --any-host",
             "stats --watch 0",
+            "pool create tank",
+            "pool create a/b ram0",
+            "pool create tank tank/a",
+            "pool create tank ram0 --journal x",
+            "volume create tank 1G",
+            "volume create tank/a 1G --label x",
+            "volume create tank/a 1G --block-size 1024",
+            "volume delete",
+            "volume delete tank/a --label a=b",
+            "volume rename tank/a tank/b",
+            "volume label tank/a",
+            "volume label tank/a =b",
+            "volume resize tank/a",
+            "snapshot create tank/a",
+            "snapshot create --name a",
+            "snapshot delete",
+            "snapshot clone tank/a.s tank/b",
             "",
         ] {
             let line = format!("forebay {line}");

@@ -1,8 +1,9 @@
 //! `forebay`: the command line of the daemon.
 //!
 //! `arguments` says what can be typed, `run` turns it into calls on the control socket, `tables`
-//! shows results to people. With `--json` a result is printed as it came, for scripts, and an error
-//! as an object on standard error.
+//! shows results to people; those of pools, volumes and snapshots are in files of their own. With
+//! `--json` a result is printed as it came, for scripts, and an error as an object on standard
+//! error.
 //!
 //! Exit codes: 0 success; 1 the daemon refused or failed; 2 wrong usage; 3 the daemon cannot be
 //! reached. It keeps no state and never touches a device itself.
@@ -11,7 +12,10 @@
 mod arguments;
 mod error;
 mod run;
+mod run_volumes;
 mod tables;
+mod volume_arguments;
+mod volume_tables;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

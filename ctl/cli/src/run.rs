@@ -8,6 +8,7 @@ use api::results::{
 };
 use api::{BdevCreate, BdevKind, Call, ControlSocket, LogLevel, Nothing};
 use clap::CommandFactory as _;
+use indicatif::ProgressBar;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -16,9 +17,9 @@ use crate::arguments::{
     ExportArguments, HostCommand, Level, SizedArguments,
 };
 use crate::error::CliError;
-use crate::tables;
+use crate::{run_volumes, tables};
 
-/// Longer than a controller may take to come up (CAP.TO is at most 127.5 s).
+/// Longer than a controller may take to come up (CAP.TO is at most 127.5 s), and a pool to open.
 const CALL_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// Runs one command and prints its result.
@@ -40,6 +41,9 @@ fn run_simple<W: Write>(command: &Command, session: &mut Session<'_, W>) -> Resu
         Command::Device(command) => run_device(command, session),
         Command::Bdev(command) => run_bdev(command, session),
         Command::Host(command) => run_host(command, session),
+        Command::Pool(command) => run_volumes::run_pool(command, session),
+        Command::Volume(command) => run_volumes::run_volume(command, session),
+        Command::Snapshot(command) => run_volumes::run_snapshot(command, session),
         Command::Unexport(arguments) => {
             let api = api::ExportRemove {
                 nqn: arguments.nqn.clone(),
@@ -129,11 +133,13 @@ fn run_host<W: Write>(command: &HostCommand, session: &mut Session<'_, W>) -> Re
 }
 
 /// A connection to the daemon, and where results go.
-struct Session<'a, W> {
+pub(crate) struct Session<'a, W> {
     socket: ControlSocket,
     json: bool,
     /// Each result as JSON in a line of its own, for whoever reads them as they come.
     one_line: bool,
+    /// What the next call takes its time for.
+    waiting: Option<String>,
     out: &'a mut W,
 }
 
@@ -141,33 +147,96 @@ impl<'a, W: Write> Session<'a, W> {
     fn open(arguments: &Arguments, out: &'a mut W) -> Result<Self, CliError> {
         let socket = ControlSocket::connect(&arguments.socket, CALL_TIMEOUT)
             .map_err(|source| CliError::Connect { socket: arguments.socket.clone(), source })?;
-        Ok(Session { socket, json: arguments.json, one_line: false, out })
+        Ok(Session { socket, json: arguments.json, one_line: false, waiting: None, out })
+    }
+
+    /// Says what the next call takes its time for, to whoever looks at a terminal meanwhile.
+    pub(crate) fn wait_for(&mut self, what: String) {
+        self.waiting = Some(what);
+    }
+
+    /// Makes a call.
+    pub(crate) fn call<R: DeserializeOwned>(&mut self, call: Call) -> Result<R, CliError> {
+        let waiting = self.waiting.take().filter(|_| !self.json);
+        let spinner = waiting.map(|what| {
+            // Drawn on standard error, and there on a terminal only.
+            let spinner = ProgressBar::new_spinner().with_message(what);
+            spinner.enable_steady_tick(Duration::from_millis(100));
+            spinner
+        });
+        let result = self.socket.call(call);
+        if let Some(spinner) = spinner {
+            spinner.finish_and_clear();
+        }
+        Ok(result?)
+    }
+
+    /// Makes a call that returns nothing for each of several names, until one fails.
+    pub(crate) fn each(
+        &mut self,
+        names: &[String],
+        call: impl Fn(&String) -> Call,
+        text: &str,
+    ) -> Result<(), CliError> {
+        let bar = match names.len() > 1 && !self.json {
+            true => ProgressBar::new(names.len() as u64),
+            false => ProgressBar::hidden(),
+        };
+        let mut done = Vec::new();
+        let mut outcome = Ok(());
+        for name in names {
+            outcome = self.call::<Nothing>(call(name)).map(drop);
+            if outcome.is_err() {
+                break;
+            }
+            bar.inc(1);
+            done.push(name);
+        }
+        bar.finish_and_clear();
+        // What is done is told also when something failed behind it.
+        if self.json {
+            self.print_json(&done)?;
+        } else {
+            done.iter().try_for_each(|name| writeln!(self.out, "{name}: {text}"))?;
+        }
+        outcome
     }
 
     /// Makes a call and prints its result: as JSON, or as `table` makes it.
-    fn show<R: DeserializeOwned + Serialize>(
+    pub(crate) fn show<R: DeserializeOwned + Serialize>(
         &mut self,
         call: Call,
         table: impl FnOnce(&R) -> String,
     ) -> Result<(), CliError> {
-        let result: R = self.socket.call(call)?;
-        if self.json {
-            let written = match self.one_line {
-                true => serde_json::to_writer(&mut *self.out, &result),
-                false => serde_json::to_writer_pretty(&mut *self.out, &result),
-            };
-            written.map_err(|error| {
-                if error.is_io() { CliError::Output(error.into()) } else { CliError::Json(error) }
-            })?;
-            writeln!(self.out)?;
-        } else {
-            writeln!(self.out, "{}", table(&result))?;
+        let result: R = self.call(call)?;
+        self.print(&result, table)
+    }
+
+    pub(crate) fn print<R: Serialize>(
+        &mut self,
+        result: &R,
+        table: impl FnOnce(&R) -> String,
+    ) -> Result<(), CliError> {
+        match self.json {
+            true => self.print_json(result)?,
+            false => writeln!(self.out, "{}", table(result))?,
         }
         Ok(())
     }
 
+    fn print_json(&mut self, result: &impl Serialize) -> Result<(), CliError> {
+        let written = match self.one_line {
+            true => serde_json::to_writer(&mut *self.out, result),
+            false => serde_json::to_writer_pretty(&mut *self.out, result),
+        };
+        written.map_err(|error| {
+            if error.is_io() { CliError::Output(error.into()) } else { CliError::Json(error) }
+        })?;
+        Ok(writeln!(self.out)?)
+    }
+
     /// Makes a call that returns nothing.
-    fn done(&mut self, call: Call, text: &str) -> Result<(), CliError> {
+    pub(crate) fn done(&mut self, call: Call, text: &str) -> Result<(), CliError> {
         self.show(call, |_: &Nothing| text.to_owned())
     }
 }

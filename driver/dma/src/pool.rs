@@ -74,6 +74,15 @@ impl Pool {
         Self::over_spans(arena, bytes, max_block, MAX_SPAN_BYTES)
     }
 
+    /// A pool over a span that was carved for it, aligned to `max_block` and a multiple of it. It
+    /// can be given back to the arena when the pool, and all buffers of it, are gone.
+    pub fn over(span: DmaSpan, max_block: usize) -> Pool {
+        assert!(max_block.is_power_of_two() && (span.len() as usize).is_multiple_of(max_block));
+        assert!((MIN_BLOCK_BYTES..=MAX_BLOCK_BYTES).contains(&max_block) && span.len() > 0);
+        assert!(span.iova().is_multiple_of(max_block as u64), "a span that is not aligned");
+        Self::new_over(vec![span], span.len() as usize, max_block, MAX_SPAN_BYTES)
+    }
+
     fn over_spans(
         arena: &'static Arena,
         bytes: usize,
@@ -86,7 +95,10 @@ impl Pool {
         let bytes = bytes.next_multiple_of(max_block);
         let starts = (0..bytes).step_by(span_bytes);
         let spans = starts.map(|start| arena.carve(span_bytes.min(bytes - start), max_block));
-        let spans = spans.collect::<Result<_, _>>()?;
+        Ok(Self::new_over(spans.collect::<Result<_, _>>()?, bytes, max_block, span_bytes))
+    }
+
+    fn new_over(spans: Vec<DmaSpan>, bytes: usize, max_block: usize, span_bytes: usize) -> Pool {
         let max_order = (max_block / MIN_BLOCK_BYTES).ilog2() as u8;
         let count = (bytes / MIN_BLOCK_BYTES) as u32;
         let inner = Block { state: State::Inner, next: NONE, prev: NONE };
@@ -101,7 +113,7 @@ impl Pool {
         for block in (0..count).step_by(1 << max_order).rev() {
             pool.push(block, max_order);
         }
-        Ok(pool)
+        pool
     }
 
     /// A buffer of at least `bytes`, or `None` when the pool has no run that long just now.
@@ -222,6 +234,21 @@ mod tests {
         assert!(all.windows(2).all(|two| two[0].span().iova() + (1 << 20) <= two[1].span().iova()));
         all.into_iter().for_each(|buffer| pool.free(buffer));
         assert_eq!(pool.free_bytes(), 5 << 20);
+    }
+
+    #[test]
+    fn a_span_serves_one_pool_after_another() {
+        let arena = Arena::plain_pages(1 << 20).unwrap();
+        for _ in 0..3 {
+            let span = arena.carve(512 << 10, 64 << 10).unwrap();
+            let mut pool = Pool::over(span, 64 << 10);
+            let all: Vec<_> = (0..8).map(|_| pool.alloc(64 << 10).unwrap()).collect();
+            assert!(pool.alloc(1).is_none() && pool.bytes() == 512 << 10);
+            all.into_iter().for_each(|buffer| pool.free(buffer));
+            assert_eq!(pool.free_bytes(), pool.bytes());
+            arena.give_back(span);
+        }
+        assert_eq!(arena.bytes_left(), 1 << 20);
     }
 
     proptest! {

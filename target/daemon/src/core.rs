@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bdev::{Channel, Completions};
+use bdev::{Channel, Completion, Completions};
 use dma::Pool;
 use nvmf::engine::{
     Carrier, Closed, Engine, EngineConfig, Namespace, QueueId, QueueParams, QueueRole, RequestId,
@@ -14,10 +14,14 @@ use nvmf_rdma::RdmaCarrier;
 use nvmf_tcp::{ConnectionConfig, TcpCarrier};
 use reactor::Worker;
 use verbs::Cq;
+use volume::{Done, Lane};
 
-use crate::limits::{COMPLETIONS_PER_POLL, CORE_OUTBOX, IDLE_CHANNEL_TURNS, MAX_RDMA_DEVICES};
+use crate::limits::{
+    COMPLETIONS_PER_POLL, CORE_OUTBOX, IDLE_CHANNEL_TURNS, MAX_POOLS, MAX_RDMA_DEVICES,
+};
 use crate::message::{
-    ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, End, OpenQueue, PoolUse, Way,
+    ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, End, OpenQueue, PoolUse,
+    Storage, Way,
 };
 
 /// The data path of one core. Everything it needs is its own.
@@ -32,7 +36,11 @@ pub(crate) struct Core {
     queues: Vec<Option<OpenedQueue>>,
     /// By channel number.
     channels: Vec<Option<OpenChannel>>,
+    /// By the pool's place.
+    lanes: Vec<Option<OpenLane>>,
     completions: Completions,
+    /// What a lane has completed in this turn.
+    done: Vec<Done>,
     control: Arc<ControlRing>,
     /// Messages that found the ring to the control thread full; handed over at the next turn. At
     /// most `CORE_OUTBOX`.
@@ -63,10 +71,29 @@ enum Via {
 }
 
 struct OpenChannel {
-    channel: Box<dyn Channel>,
+    way: ChannelWay,
+    /// As the engine has it.
+    namespace: Namespace,
     stats: ChannelStats,
     /// Detached: goes away when nothing is in flight.
     closing: bool,
+}
+
+/// Where the I/O of a namespace goes.
+enum ChannelWay {
+    Bdev(Box<dyn Channel>),
+    /// To a lane, and there to a number that the lane gave.
+    Volume {
+        pool: usize,
+        channel: u32,
+    },
+}
+
+/// A pool.
+struct OpenLane {
+    lane: Box<Lane>,
+    /// Our channel number, by that of the lane.
+    channels: Vec<u32>,
 }
 
 impl Core {
@@ -94,7 +121,9 @@ impl Core {
             memory,
             queues: vec![None; connections],
             channels: Vec::new(),
+            lanes: (0..MAX_POOLS).map(|_| None).collect(),
             completions: Completions::with_capacity(COMPLETIONS_PER_POLL),
+            done: Vec::new(),
             control,
             outbox: VecDeque::new(),
             turn: 0,
@@ -109,10 +138,20 @@ impl Core {
             Step::Submit { channel, io } => {
                 let id = RequestId(io.tag);
                 match self.channels.get_mut(channel as usize) {
-                    Some(Some(open)) => match open.channel.submit(io) {
-                        Ok(()) => open.stats.count(&io),
-                        Err(bdev::Busy) => self.engine.handle_busy(id),
-                    },
+                    Some(Some(open)) => {
+                        let taken = match &mut open.way {
+                            ChannelWay::Bdev(channel) => channel.submit(io),
+                            ChannelWay::Volume { pool, channel } => match &mut self.lanes[*pool] {
+                                Some(open) => open.lane.submit(*channel, io),
+                                // A lane goes after the last namespace on it.
+                                None => unreachable!("a namespace on a pool that is gone"),
+                            },
+                        };
+                        match taken {
+                            Ok(()) => open.stats.count(&io),
+                            Err(bdev::Busy) => self.engine.handle_busy(id),
+                        }
+                    }
                     // Its namespace has just gone; the engine's table no longer has it either.
                     _ => {
                         let status = nvme_spec::status::Status::INVALID_NAMESPACE_OR_FORMAT;
@@ -214,23 +253,60 @@ impl Core {
         self.turn = self.turn.wrapping_add(1);
         let all = self.turn.is_multiple_of(IDLE_CHANNEL_TURNS);
         for index in 0..self.channels.len() {
-            let Some(open) = &mut self.channels[index] else { continue };
-            if open.stats.in_flight == 0 && !all {
+            let Some(OpenChannel { way: ChannelWay::Bdev(channel), stats, .. }) =
+                &mut self.channels[index]
+            else {
+                continue;
+            };
+            if stats.in_flight == 0 && !all {
                 continue;
             }
-            open.channel.poll(now, &mut self.completions);
+            channel.poll(now, &mut self.completions);
             while let Some(done) = self.completions.pop() {
                 work += 1;
-                if let Some(open) = &mut self.channels[index] {
-                    open.stats.in_flight -= 1;
-                    open.stats.errors += u64::from(!done.status.is_success());
-                }
-                let step = self.engine.handle_done(RequestId(done.tag), done.status);
-                self.run(step);
+                self.end_io(index, done);
             }
             self.drop_if_closed(index);
         }
         work
+    }
+
+    /// Polls the pools. A lane has work of its own, so it is polled whether we have I/O in it or
+    /// not.
+    fn poll_lanes(&mut self, now: Instant) -> usize {
+        let mut work = 0;
+        for pool in 0..self.lanes.len() {
+            let Some(open) = &mut self.lanes[pool] else { continue };
+            let mut done = std::mem::take(&mut self.done);
+            work += open.lane.poll(now, &mut done);
+            for Done { channel, completion } in done.drain(..) {
+                let Some(open) = &self.lanes[pool] else { break };
+                let index = open.channels[channel as usize] as usize;
+                self.end_io(index, completion);
+                self.drop_if_closed(index);
+            }
+            self.done = done;
+            self.poll_replies(pool);
+        }
+        work
+    }
+
+    #[inline]
+    fn end_io(&mut self, index: usize, done: Completion) {
+        if let Some(open) = &mut self.channels[index] {
+            open.stats.in_flight -= 1;
+            open.stats.errors += u64::from(!done.status.is_success());
+        }
+        let step = self.engine.handle_done(RequestId(done.tag), done.status);
+        self.run(step);
+    }
+
+    fn poll_replies(&mut self, pool: usize) {
+        while let Some(open) = &mut self.lanes[pool]
+            && let Some((id, reply)) = open.lane.next_reply()
+        {
+            self.tell(ControlMessage::PoolReply { id, reply: Box::new(reply) });
+        }
     }
 
     /// Gives waiting requests their turn. Every step takes one out of its line for good, or finds
@@ -358,7 +434,7 @@ impl Core {
         &mut self,
         (subsystem, nsid): (u32, u32),
         mut namespace: Namespace,
-        channel: Box<dyn Channel>,
+        storage: Storage,
     ) {
         let vacant = self.channels.iter().position(Option::is_none);
         let index = vacant.unwrap_or(self.channels.len());
@@ -366,20 +442,46 @@ impl Core {
             self.channels.push(None);
         }
         namespace.channel = index as u32;
+        let way = match storage {
+            Storage::Bdev(channel) => ChannelWay::Bdev(channel),
+            Storage::Volume { pool, handle } => {
+                let Some(open) = &mut self.lanes[pool] else {
+                    unreachable!("a namespace on a pool that is not there yet")
+                };
+                let channel = open.lane.attach(handle);
+                let places = open.channels.len().max(channel as usize + 1);
+                open.channels.resize(places, 0);
+                open.channels[channel as usize] = index as u32;
+                ChannelWay::Volume { pool, channel }
+            }
+        };
         let stats = ChannelStats { subsystem, nsid, ..ChannelStats::default() };
-        self.channels[index] = Some(OpenChannel { channel, stats, closing: false });
+        self.channels[index] = Some(OpenChannel { way, namespace, stats, closing: false });
         self.engine.set_namespace(subsystem, nsid, Some(namespace));
         self.tell(ControlMessage::NamespaceSet { subsystem, nsid });
     }
 
-    fn detach_namespace(&mut self, subsystem: u32, nsid: u32) {
-        self.engine.set_namespace(subsystem, nsid, None);
+    fn channel_of(&self, subsystem: u32, nsid: u32) -> Option<usize> {
         let is_it = |open: &Option<OpenChannel>| {
             open.as_ref().is_some_and(|open| {
                 (open.stats.subsystem, open.stats.nsid, open.closing) == (subsystem, nsid, false)
             })
         };
-        match self.channels.iter().position(is_it) {
+        self.channels.iter().position(is_it)
+    }
+
+    fn resize_namespace(&mut self, subsystem: u32, nsid: u32, block_count: u64) {
+        let index = self.channel_of(subsystem, nsid);
+        if let Some(open) = index.and_then(|index| self.channels[index].as_mut()) {
+            open.namespace.geometry.block_count = block_count;
+            self.engine.set_namespace(subsystem, nsid, Some(open.namespace));
+        }
+        self.tell(ControlMessage::NamespaceSet { subsystem, nsid });
+    }
+
+    fn detach_namespace(&mut self, subsystem: u32, nsid: u32) {
+        self.engine.set_namespace(subsystem, nsid, None);
+        match self.channel_of(subsystem, nsid) {
             Some(index) => {
                 if let Some(open) = &mut self.channels[index] {
                     open.closing = true;
@@ -397,6 +499,11 @@ impl Core {
         let idle = |open: &mut OpenChannel| open.closing && open.stats.in_flight == 0;
         if let Some(open) = self.channels[index].take_if(idle) {
             let ChannelStats { subsystem, nsid, .. } = open.stats;
+            if let ChannelWay::Volume { pool, channel } = open.way
+                && let Some(open) = &mut self.lanes[pool]
+            {
+                open.lane.detach(channel);
+            }
             drop(open);
             self.tell(ControlMessage::NamespaceSet { subsystem, nsid });
         }
@@ -483,11 +590,26 @@ impl Worker for Core {
             }
             CoreMessage::CloseQueue { queue } => self.close_queue(queue),
             CoreMessage::QueueDestroyed { queue } => self.handle_queue_destroyed(queue),
-            CoreMessage::AttachNamespace { subsystem, nsid, namespace, channel } => {
-                self.attach_namespace((subsystem, nsid), namespace, channel);
+            CoreMessage::AttachNamespace { subsystem, nsid, namespace, storage } => {
+                self.attach_namespace((subsystem, nsid), namespace, storage);
+            }
+            CoreMessage::ResizeNamespace { subsystem, nsid, block_count } => {
+                self.resize_namespace(subsystem, nsid, block_count);
             }
             CoreMessage::DetachNamespace { subsystem, nsid } => {
                 self.detach_namespace(subsystem, nsid);
+            }
+            CoreMessage::AddLane { pool, lane } => {
+                self.lanes[pool] = Some(OpenLane { lane, channels: Vec::new() });
+            }
+            CoreMessage::RemoveLane { pool } => {
+                let lane = self.lanes[pool].take().map(|open| open.lane);
+                self.tell(ControlMessage::LaneRemoved { pool, lane });
+            }
+            CoreMessage::PoolCall { pool, id, call, now_s } => {
+                if let Some(open) = &mut self.lanes[pool] {
+                    open.lane.call(id, *call, now_s);
+                }
             }
             CoreMessage::CollectStats => {
                 let stats = Box::new(self.collect_stats());
@@ -505,6 +627,7 @@ impl Worker for Core {
         }
         work += self.poll_tcp();
         work += self.poll_channels(now);
+        work += self.poll_lanes(now);
         work += self.poll_waiting();
         self.carriers.rdma.iter_mut().flatten().for_each(RdmaCarrier::flush);
         self.carriers.tcp.flush();
@@ -559,12 +682,12 @@ mod tests {
         };
         let namespace = Namespace { channel: 0, geometry, read_only: false };
         let told = Arc::new(AtomicUsize::new(usize::MAX));
-        let channel = Box::new(Noting(Arc::clone(&ring), Arc::clone(&told)));
+        let storage = Storage::Bdev(Box::new(Noting(Arc::clone(&ring), Arc::clone(&told))));
         core.handle_message(CoreMessage::AttachNamespace {
             subsystem: 0,
             nsid: 1,
             namespace,
-            channel,
+            storage,
         });
         assert!(ring.pop().is_some());
         core.handle_message(CoreMessage::DetachNamespace { subsystem: 0, nsid: 1 });

@@ -33,6 +33,20 @@ pub(crate) const MAX_LEAVING: usize = 256;
 /// Namespaces of all exports. One change of each is under way at most.
 pub(crate) const MAX_EXPORTS: usize = 4096;
 
+/// Pools that are open at the same time.
+pub(crate) const MAX_POOLS: usize = 8;
+
+/// Memory of a pool's owner: for its journal, checkpoints, and blocks that are filled up.
+pub(crate) const POOL_MEMORY_BYTES: usize = 4 << 20;
+
+/// The largest buffer in it: a cluster.
+pub(crate) const POOL_BLOCK_BYTES: usize = volume::limits::CLUSTER_BYTES as usize;
+
+/// Calls to the owners of pools that wait for their answers: for each call of ours one or, from
+/// `pool.list`, one a pool; for each namespace one to open and one to close its volume; for each
+/// pool one that asks how full it is, and one on its way in or out.
+pub(crate) const MAX_POOL_CALLS: usize = MAX_CALLS * MAX_POOLS + 2 * MAX_EXPORTS + 3 * MAX_POOLS;
+
 /// Connections to the control socket at the same time, and so calls that wait for their answer.
 pub(crate) const MAX_CALLS: usize = 64;
 
@@ -41,22 +55,40 @@ pub(crate) const MAX_ABORTS: usize = 4096;
 
 /// Messages from a core that may wait for room in the ring: one for each request, three for each
 /// connection (opened or refused, closed, drained), and an answer to whatever it was asked.
-pub(crate) const CORE_OUTBOX: usize =
-    REQUESTS_PER_CORE as usize + 3 * MAX_CONNECTIONS + MAX_EXPORTS + MAX_ABORTS + MAX_CALLS + 1;
+pub(crate) const CORE_OUTBOX: usize = REQUESTS_PER_CORE as usize
+    + 3 * MAX_CONNECTIONS
+    + MAX_EXPORTS
+    + MAX_ABORTS
+    + MAX_CALLS
+    + MAX_POOL_CALLS
+    + MAX_POOLS
+    + 1;
 
 /// Messages that may wait for room in a core's ring: an answer for each request, four for each
 /// connection (open, bind, close, destroyed), one for each change of a namespace, each abort and
-/// each caller, one for the health of subsystems, and the coming and going of RDMA devices.
+/// each caller, one for the health of subsystems, calls to pools, and the coming and going of pools
+/// and RDMA devices.
 pub(crate) const CORE_BACKLOG: usize = REQUESTS_PER_CORE as usize
     + 4 * MAX_CONNECTIONS
     + MAX_EXPORTS
     + MAX_ABORTS
     + MAX_CALLS
     + 1
+    + MAX_POOL_CALLS
+    + 2 * MAX_POOLS
     + 2 * MAX_RDMA_DEVICES;
 
 /// How long the daemon waits at its end for connections to close and for the I/O in them.
 pub(crate) const EXPORTS_END_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long it waits then for pools to take their checkpoints.
+pub(crate) const POOLS_END_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long it waits at its start for pools to open: a journal may have to be replayed.
+pub(crate) const POOLS_OPEN_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long hosts may take to see that a namespace is gone, before a rollback is given up.
+pub(crate) const REMOVAL_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long it waits then for SSDs to shut down.
 pub(crate) const DEVICES_END_LIMIT: Duration = Duration::from_secs(15);

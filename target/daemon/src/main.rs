@@ -99,6 +99,8 @@ fn run(options: &Options) -> anyhow::Result<()> {
         let calls = match calls {
             Ok(calls) => calls,
             Err(error) => {
+                control.end_exports().await;
+                control.end_pools().await;
                 control.end_devices().await;
                 return Err(error);
             }
@@ -115,6 +117,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
 async fn restore(control: &mut Control, options: &Options) -> anyhow::Result<()> {
     control.restore_devices().await;
     control.restore_bdevs();
+    control.restore_pools().await;
     control.restore_exports();
     control.settle().await?;
     control.restore_listeners(&options.listen)

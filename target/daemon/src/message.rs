@@ -13,6 +13,7 @@ use nvmf::engine::{EngineStats, Namespace, QueueId, QueueLoad, QueueParams, Requ
 use nvmf_rdma::OpenParams;
 use sockets::Socket;
 use verbs::{Cq, RdmaQp};
+use volume::{Call, Lane, Reply, VolumeError, VolumeHandle};
 
 /// From the control thread to a core.
 pub(crate) enum CoreMessage {
@@ -33,11 +34,27 @@ pub(crate) enum CoreMessage {
     /// What was given up with `QueueClosed` is destroyed.
     QueueDestroyed { queue: QueueId },
     /// Serve a namespace. Answered by `NamespaceSet`.
-    AttachNamespace { subsystem: u32, nsid: u32, namespace: Namespace, channel: Box<dyn Channel> },
+    AttachNamespace { subsystem: u32, nsid: u32, namespace: Namespace, storage: Storage },
+    /// It has another size. Answered by `NamespaceSet`.
+    ResizeNamespace { subsystem: u32, nsid: u32, block_count: u64 },
     /// Stop serving a namespace. Answered by `NamespaceSet` once its last I/O has ended.
     DetachNamespace { subsystem: u32, nsid: u32 },
+    /// The core's way to a pool, to be polled; `pool` is the pool's place in the core's table.
+    AddLane { pool: usize, lane: Box<Lane> },
+    /// Give it up: no namespace is on it any more. Answered by `LaneRemoved`.
+    RemoveLane { pool: usize },
+    /// For the pool's owner, whose lane this core has. Answered by `PoolReply`.
+    PoolCall { pool: usize, id: u64, call: Box<Call>, now_s: u64 },
     /// Answered by `Stats`.
     CollectStats,
+}
+
+/// What a namespace is on, for one core.
+pub(crate) enum Storage {
+    /// A block device, by a channel of its own.
+    Bdev(Box<dyn Channel>),
+    /// A volume, by the core's lane to its pool.
+    Volume { pool: usize, handle: Arc<VolumeHandle> },
 }
 
 /// A connection for a core.
@@ -73,7 +90,11 @@ pub(crate) enum ControlMessage {
     QueueClosed { key: u64, queue: QueueId, end: End },
     /// Nothing of the queue is left, in memory or in block devices.
     QueueDrained { key: u64 },
-    /// A namespace is attached or detached on this core.
+    /// A lane that the core has given up. It is dropped elsewhere, maps and all.
+    LaneRemoved { pool: usize, lane: Option<Box<Lane>> },
+    /// The answer of a pool's owner.
+    PoolReply { id: u64, reply: Box<Result<Reply, VolumeError>> },
+    /// A namespace is attached, resized or detached on this core.
     NamespaceSet { subsystem: u32, nsid: u32 },
     /// Whether the command was ended early.
     Aborted { token: u64, ended: bool },

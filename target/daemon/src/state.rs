@@ -28,13 +28,22 @@ pub(crate) struct State {
     pub(crate) devices: BTreeMap<String, String>,
     /// Block devices that users created.
     pub(crate) bdevs: Vec<SavedBdev>,
+    /// Pools that are to be open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pools: Vec<SavedPool>,
     /// Subsystems with their namespaces.
     pub(crate) exports: Vec<Export>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { version: VERSION, devices: BTreeMap::new(), bdevs: Vec::new(), exports: Vec::new() }
+        Self {
+            version: VERSION,
+            devices: BTreeMap::new(),
+            bdevs: Vec::new(),
+            pools: Vec::new(),
+            exports: Vec::new(),
+        }
     }
 }
 
@@ -49,6 +58,17 @@ pub(crate) struct SavedBdev {
     pub(crate) block_bytes: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) path: Option<PathBuf>,
+}
+
+/// A pool that is to be open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedPool {
+    pub(crate) name: String,
+    /// By what it is found again; its block devices say themselves that they are of it.
+    pub(crate) uuid: Uuid,
+    /// To say which is missing.
+    pub(crate) bdevs: Vec<String>,
 }
 
 /// One subsystem.
@@ -107,6 +127,13 @@ impl State {
         self.exports.iter_mut().find(|export| export.nqn == nqn)
     }
 
+    /// Enters a pool, in place of what was known of it.
+    pub(crate) fn enter_pool(&mut self, pool: SavedPool) {
+        self.pools.retain(|known| known.name != pool.name);
+        self.pools.push(pool);
+        self.pools.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
     /// Namespaces of all exports.
     pub(crate) fn namespace_count(&self) -> usize {
         self.exports.iter().map(|export| export.namespaces.len()).sum()
@@ -118,6 +145,14 @@ impl State {
         for bdev in &self.bdevs {
             bdev.check().map_err(|reason| format!("bdevs: {:?}: {reason}", bdev.name))?;
             once(&mut names, &bdev.name, "bdevs")?;
+        }
+        let (mut names, mut uuids) = (BTreeSet::new(), BTreeSet::new());
+        for pool in &self.pools {
+            let check = pool.bdevs.iter().try_for_each(|bdev| api::check_bdev_name(bdev));
+            let check = check.and_then(|()| api::check_pool_name(&pool.name));
+            check.map_err(|reason| format!("pools: {:?}: {reason}", pool.name))?;
+            once(&mut names, &pool.name, "pools")?;
+            once(&mut uuids, &pool.uuid, "pools: uuid")?;
         }
         if self.namespace_count() > MAX_EXPORTS {
             return Err(format!("exports: more than {MAX_EXPORTS} namespaces"));
@@ -171,7 +206,7 @@ impl Export {
                 return Err(format!("NSID {nsid} is outside 1..={limit}"));
             }
             once(&mut nsids, nsid, "NSID")?;
-            api::check_bdev_name(&namespace.bdev)?;
+            api::check_export_name(&namespace.bdev)?;
             api::check_block_bytes(namespace.made_on.block_bytes)?;
         }
         Ok(())
@@ -201,6 +236,11 @@ pub(crate) mod tests {
                 block_bytes: 4096,
                 path: None,
             }],
+            pools: vec![SavedPool {
+                name: "tank".to_owned(),
+                uuid: Uuid::from_u128(9),
+                bdevs: vec!["ssd0n1".to_owned()],
+            }],
             exports: vec![Export {
                 nqn: "nqn.2026-11.io.forebay:a".to_owned(),
                 serial: "FB01".to_owned(),
@@ -227,12 +267,17 @@ pub(crate) mod tests {
     fn what_could_not_have_been_saved_is_named() {
         assert_eq!(sample().check(), Ok(()));
         type Damage = fn(&mut State);
-        let damages: [(&str, Damage); 13] = [
+        let damages: [(&str, Damage); 16] = [
             ("a/b", |state| state.bdevs[0].name = "a/b".to_owned()),
             ("1000", |state| state.bdevs[0].size_bytes = 1000),
             ("1024", |state| state.bdevs[0].block_bytes = 1024),
             ("path", |state| state.bdevs[0].kind = BdevKind::File),
             ("ram0", |state| state.bdevs.push(state.bdevs[0].clone())),
+            ("x/y", |state| state.pools[0].bdevs[0] = "x/y".to_owned()),
+            ("tank", |state| state.pools.push(state.pools[0].clone())),
+            ("pools: uuid", |state| {
+                state.pools.push(SavedPool { name: "b".to_owned(), ..state.pools[0].clone() });
+            }),
             ("nqn.2026-99", |state| state.exports[0].nqn = "nqn.2026-99.io:a".to_owned()),
             ("twice", |state| state.exports.push(state.exports[0].clone())),
             ("serial", |state| state.exports[0].serial = "x".repeat(21)),

@@ -78,6 +78,8 @@ pub(crate) struct Controller {
     pub(crate) aborts: Vec<CommandKey>,
     /// Namespaces that changed since the host last asked.
     pub(crate) changed: BTreeSet<u32>,
+    /// Namespaces that were removed since the host last listed those there are.
+    pub(crate) removed: BTreeSet<u32>,
     /// Newest first.
     pub(crate) errors: VecDeque<ErrorEntry>,
     pub(crate) error_count: u64,
@@ -143,6 +145,7 @@ impl Controller {
             self.features = Features::default();
             self.notice = Notice::Clear;
             self.changed.clear();
+            self.removed.clear();
         }
         if self.shutdown == Shutdown::Occurring {
             self.shutdown = Shutdown::Complete;

@@ -228,8 +228,24 @@ impl Target {
             return Err(TargetError::UnknownNamespace { nqn: nqn.to_owned(), nsid });
         }
         let id = subsystem.id;
+        for controller in self.controllers.values_mut().filter(|one| one.subsystem == id) {
+            if controller.state == ControllerState::Ready {
+                controller.removed.insert(nsid);
+            }
+        }
         self.namespace_changed(id, nsid);
         Ok(())
+    }
+
+    /// Hosts that are connected and have not listed the namespaces since this one was removed. As
+    /// long as there are any, another one under its NSID could be taken for it, and what a host
+    /// remembers of its data for the other's.
+    pub fn hosts_with_removed(&self, nqn: &str, nsid: u32) -> Vec<String> {
+        let Some(id) = self.subsystem(nqn).map(Subsystem::id) else { return Vec::new() };
+        let of_it = |one: &&Controller| one.subsystem == id && !one.ending;
+        let controllers = self.controllers.values().filter(of_it);
+        let unaware = controllers.filter(|one| one.removed.contains(&nsid));
+        unaware.map(|one| one.host_nqn.clone()).collect()
     }
 
     /// Changes the number of blocks of a namespace.

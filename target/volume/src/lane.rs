@@ -64,11 +64,13 @@ impl Lane {
     ) -> Self {
         let request =
             Request { tag: 0, channel: 0, outstanding: 0, status: Status::SUCCESS, epoch: None };
+        let mut epoch = LaneEpoch::new(core);
+        epoch.begin_turn(&shared.epochs);
         Self {
             core,
             shared,
             devices,
-            epoch: LaneEpoch::new(core),
+            epoch,
             volumes: Vec::new(),
             requests: vec![request; LANE_REQUESTS],
             vacant: (0..LANE_REQUESTS as u32).rev().collect(),

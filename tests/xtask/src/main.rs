@@ -1,10 +1,12 @@
-//! Checks of the house that no compiler makes: `cargo xtask tidy`; and `cargo xtask bench`, which
-//! builds and runs the bench of volumes.
+//! Checks of the house that no compiler makes: `cargo xtask tidy`.
 //!
 //! The tree is read once into memory (`tree`), every check in `tidy/` looks at that and returns
 //! findings, and each finding is printed as `path:line: what (why)`. One finding fails the run.
 //!
-//! It does not format or test anything: `tests/run` calls the tools that do.
+//! `cargo xtask sim` runs the simulator of `tests/sim` in release, `cargo xtask bench` the bench of
+//! volumes, with the arguments given.
+//!
+//! It does not format, build or test anything else: `tests/run` calls the tools that do.
 #![forbid(unsafe_code)]
 
 mod tidy;
@@ -16,12 +18,21 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 const USAGE: &str = "usage: cargo xtask tidy [ROOT]
+       cargo xtask sim [--seeds N] [--help]
        cargo xtask bench [--quick] [--json] [--only PART,...]";
+
+/// What is built in release and run, with the arguments given. They are programs of their own, so
+/// that the checks build quickly.
+const PROGRAMS: &[(&str, &[&str])] = &[
+    ("sim", &["--package", "sim"]),
+    ("bench", &["--package", "volume", "--example", "volume_bench"]),
+];
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    if std::env::args().nth(1).as_deref() == Some("bench") {
-        return run_bench(arguments.skip(1));
+    let first = std::env::args().nth(1);
+    if let Some((_, target)) = PROGRAMS.iter().find(|(name, _)| first.as_deref() == Some(name)) {
+        return run(target, arguments.skip(1));
     }
     match (arguments.next().as_deref(), arguments.next(), arguments.next()) {
         (Some("tidy"), root, None) => match run_tidy(root.map(PathBuf::from)) {
@@ -39,12 +50,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Builds the bench of volumes in release, and runs it with these arguments.
-fn run_bench(arguments: impl Iterator<Item = String>) -> ExitCode {
+/// Builds a program in release and runs it.
+fn run(target: &[&str], arguments: impl Iterator<Item = String>) -> ExitCode {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let example =
-        ["run", "--quiet", "--release", "-p", "volume", "--example", "volume_bench", "--"];
-    match Command::new(cargo).args(example).args(arguments).status() {
+    let mut command = Command::new(cargo);
+    command.args(["run", "--quiet", "--release"]).args(target).arg("--").args(arguments);
+    match command.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {

@@ -176,7 +176,11 @@ impl Control {
             if let Some(holder) = self.bdevs.holder(&name) {
                 let message = format!("{name} on {bdf} is in use by {holder}");
                 let error = RpcError::new(ErrorCode::InUse, message);
-                return Err(error.with_advice("end the export first: forebay unexport NQN"));
+                let advice = match holder.strip_prefix("pool ") {
+                    Some(pool) => format!("close the pool first: forebay pool export {pool}"),
+                    None => "end the export first: forebay unexport NQN".to_owned(),
+                };
+                return Err(error.with_advice(advice));
             }
         }
         let forget = |state: &mut State| drop(state.devices.remove(&bdf.to_string()));
@@ -296,6 +300,7 @@ impl Control {
         let answer = match added {
             Ok(names) => {
                 names.iter().for_each(|name| self.serve_waiting(name));
+                self.wake_pools();
                 self.describe(bdf)
             }
             Err(failure) => {

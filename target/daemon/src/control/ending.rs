@@ -1,4 +1,4 @@
-//! The end in good order: hosts first, then the cores, then the SSDs.
+//! The end in good order: hosts first, then the cores, then pools, then the SSDs.
 //!
 //! Hosts see their connections go and come back to the next process. An SSD is told to shut down,
 //! which flushes what it caches, and stays with vfio-pci: its exports are served again after the
@@ -7,11 +7,11 @@
 use std::time::{Duration, Instant};
 
 use super::Control;
-use crate::limits::{DEVICES_END_LIMIT, EXPORTS_END_LIMIT};
+use crate::limits::{DEVICES_END_LIMIT, EXPORTS_END_LIMIT, POOLS_END_LIMIT};
 
 impl Control {
     /// Ends every connection and takes every namespace from the cores.
-    pub(super) async fn end_exports(&mut self) {
+    pub(crate) async fn end_exports(&mut self) {
         let limit = Instant::now() + EXPORTS_END_LIMIT;
         self.listeners.clone().into_iter().for_each(|address| self.close_listener(address));
         let closed = |control: &mut Self| {
@@ -29,6 +29,15 @@ impl Control {
         }
         if !self.wait_until(limit, |control| control.changes.is_empty()).await {
             tracing::warn!("a core does not give its namespaces up");
+        }
+    }
+
+    /// Has every pool take a checkpoint, and closes it.
+    pub(crate) async fn end_pools(&mut self) {
+        self.begin_close_pools();
+        let limit = Instant::now() + POOLS_END_LIMIT;
+        if !self.wait_until(limit, |control| control.pools.open.is_empty()).await {
+            tracing::warn!("a pool does not close; its journal is replayed at the next start");
         }
     }
 
@@ -51,6 +60,7 @@ impl Control {
         loop {
             self.drain_ring();
             self.poll_devices(Instant::now());
+            self.poll_pools(Instant::now());
             let done = is_so(self);
             self.handle_outputs();
             self.flush_backlog();

@@ -12,13 +12,15 @@ use api::{ErrorCode, ExportAdd, ExportRemove, RpcError};
 use bdev::{Bdev, BdevError, Health};
 use nvmf::engine::Namespace;
 use nvmf::{NamespaceConfig, SubsystemConfig, TargetError};
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
+use volume::{Call, VolumeHandle};
 
 use super::Control;
 use super::socket::Reply;
+use super::volumes::Then;
 use crate::limits::{MAX_CALLS, MAX_EXPORTS};
-use crate::message::CoreMessage;
+use crate::message::{CoreMessage, Storage};
 use crate::state::{BdevIdentity, Export, SavedNamespace, State};
 use crate::state_file::StateError;
 
@@ -38,8 +40,11 @@ pub(super) struct Change {
 }
 
 enum Direction {
-    /// In; a new one with what was asked for.
+    /// In; a new one with what was asked for. One on a volume goes to the cores when its pool has
+    /// opened that.
     In(SavedNamespace, Option<NewExport>),
+    /// It has another size, and who changed that waits for this answer.
+    Resize { block_count: u64, answer: Value, reply: Reply },
     /// Out; its block device is free afterwards.
     Out,
     /// Out again, because it could not be published.
@@ -52,10 +57,11 @@ struct NewExport {
     reply: Reply,
 }
 
-/// Somebody who waits for namespaces to be gone.
+/// Somebody who waits for the changes of namespaces, mostly to be gone.
 pub(super) struct Removal {
     left: Vec<Place>,
     reply: Reply,
+    answer: Result<Value, RpcError>,
 }
 
 impl Control {
@@ -78,11 +84,13 @@ impl Control {
         let nqn = nqn_of(params);
         let existing = self.state.export(&nqn);
         check_hosts(params, existing)?;
-        let bdev = self.bdevs.get(&params.bdev).ok_or_else(|| unknown_bdev(&params.bdev))?;
+        let bdev = self.bdevs.get(&params.bdev);
+        let bdev = bdev.ok_or_else(|| self.unknown_bdev(&params.bdev))?;
         let saved = SavedNamespace {
             nsid: self.choose_nsid(&nqn, params.nsid)?,
             bdev: params.bdev.clone(),
             made_on: BdevIdentity::of(bdev.as_ref()),
+            // A volume has its own, which it tells when it is opened.
             uuid: Uuid::new_v4(),
             nguid: Uuid::new_v4(),
         };
@@ -169,7 +177,7 @@ impl Control {
     /// contents gets a new identity: hosts are to see another namespace, not zeroes in place of
     /// their file system.
     fn recognize(&self, nqn: &str, saved: SavedNamespace) -> Result<SavedNamespace, RpcError> {
-        let bdev = self.bdevs.get(&saved.bdev).ok_or_else(|| unknown_bdev(&saved.bdev))?;
+        let bdev = self.bdevs.get(&saved.bdev).ok_or_else(|| self.unknown_bdev(&saved.bdev))?;
         let (expected, found) = (saved.made_on, BdevIdentity::of(bdev.as_ref()));
         let failed = |reason: String| Err(RpcError::new(ErrorCode::Failed, reason));
         if !bdev.keeps_data() && found != expected {
@@ -178,6 +186,10 @@ impl Control {
             tracing::warn!(nqn, nsid, bdev, %old, new = %uuid,
                 "the block device was made anew and is empty: hosts see another namespace");
             return Ok(SavedNamespace { made_on: found, uuid, nguid, ..saved });
+        }
+        // A volume may have been resized since.
+        if self.pools.volume(&saved.bdev).is_some() && found.uuid == expected.uuid {
+            return Ok(SavedNamespace { made_on: found, ..saved });
         }
         if found != expected {
             return failed(format!(
@@ -231,6 +243,17 @@ impl Control {
             return Err(in_use(format!("namespace {} of {nqn} is changing", saved.nsid)));
         }
         let holder = format!("{nqn}, namespace {}", saved.nsid);
+        if let Some(volume) = self.pools.volume(&saved.bdev).cloned() {
+            let (pool, name) = super::volumes::split(&saved.bdev);
+            let (pool, open) = (pool.to_owned(), Call::Open(name.to_owned()));
+            if !self.pools.is_serving(&pool) {
+                return Err(self.unknown_pool(&pool));
+            }
+            self.bdevs.claim(&saved.bdev, &holder).map_err(bdev_error)?;
+            self.begin_change(place, nqn, volume, Direction::In(saved, None));
+            self.ask_pool(&pool, open, Then::Open(place));
+            return Ok(place);
+        }
         let bdev = self.bdevs.claim(&saved.bdev, &holder).map_err(bdev_error)?;
         let channels = (0..self.cores.len()).map(|core| bdev.open_channel(core));
         let channels = match channels.collect::<Result<Vec<_>, _>>() {
@@ -242,12 +265,116 @@ impl Control {
         };
         let namespace = Namespace { channel: 0, geometry: bdev.geometry(), read_only: false };
         for (core, channel) in channels.into_iter().enumerate() {
-            let (subsystem, nsid) = place;
-            let attach = CoreMessage::AttachNamespace { subsystem, nsid, namespace, channel };
-            self.tell(core, attach);
+            self.attach_on(core, place, namespace, Storage::Bdev(channel));
         }
         self.begin_change(place, nqn, bdev, Direction::In(saved, None));
         Ok(place)
+    }
+
+    fn attach_on(&mut self, core: usize, place: Place, namespace: Namespace, storage: Storage) {
+        let (subsystem, nsid) = place;
+        self.tell(core, CoreMessage::AttachNamespace { subsystem, nsid, namespace, storage });
+    }
+
+    /// The pool has opened the volume of a namespace, which goes to the cores now.
+    pub(super) fn finish_open_volume(&mut self, place: Place, handle: Arc<VolumeHandle>) {
+        let Some(Change { bdev, direction: Direction::In(saved, _), .. }) =
+            self.changes.get_mut(&place)
+        else {
+            return;
+        };
+        // A volume is the same to hosts wherever it is exported.
+        (saved.uuid, saved.nguid) = (handle.uuid(), handle.nguid());
+        let mut geometry = bdev.geometry();
+        geometry.block_count = handle.block_count();
+        let volume = bdev.name().to_owned();
+        let namespace = Namespace { channel: 0, geometry, read_only: handle.read_only() };
+        let (pool, _) = super::volumes::split(&volume);
+        // It is there as long as a volume of it is claimed.
+        let Some(open) = self.pools.open.get_mut(pool) else { return };
+        let pool = open.place;
+        open.handles.insert(volume, handle.id());
+        for core in 0..self.cores.len() {
+            let handle = Arc::clone(&handle);
+            self.attach_on(core, place, namespace, Storage::Volume { pool, handle });
+        }
+    }
+
+    /// The pool cannot open the volume of a namespace: no core has heard of it.
+    pub(super) fn fail_open_volume(&mut self, place: Place, error: RpcError) {
+        let Some(Change { nqn, bdev, direction, .. }) = self.changes.remove(&place) else { return };
+        if let Direction::In(saved, new) = direction {
+            let reply = new.map(|new| new.reply);
+            self.come_to_nothing(&nqn, bdev.name(), saved.nsid, error, reply);
+        }
+        self.finish_removals();
+    }
+
+    /// Tells cores and hosts that a volume has another size, if it is served.
+    pub(super) fn announce_size(&mut self, volume: &str, answer: Value, reply: Reply) {
+        let place = self.exported_as(volume).and_then(|(nqn, nsid)| {
+            let subsystem = self.target.subsystem(&nqn)?;
+            subsystem.namespaces().find(|one| one.nsid == nsid)?;
+            Some((nqn, (subsystem.id().0, nsid)))
+        });
+        let bdev = self.bdevs.get(volume).cloned();
+        match (place, bdev) {
+            // One that is on its way has the new size, or goes.
+            (Some((nqn, place)), Some(bdev)) if !self.changes.contains_key(&place) => {
+                let (subsystem, nsid) = place;
+                let block_count = bdev.geometry().block_count;
+                for core in 0..self.cores.len() {
+                    self.tell(core, CoreMessage::ResizeNamespace { subsystem, nsid, block_count });
+                }
+                let direction = Direction::Resize { block_count, answer, reply };
+                self.begin_change(place, &nqn, bdev, direction);
+            }
+            _ => drop(reply.send(Ok(answer))),
+        }
+    }
+
+    fn finish_resize(&mut self, nqn: &str, nsid: u32, bdev: &dyn Bdev, block_count: u64) {
+        if let Err(error) = self.target.resize_namespace(nqn, nsid, block_count) {
+            // It went meanwhile.
+            tracing::debug!(nqn, nsid, %error, "not resized");
+        }
+        let made_on = BdevIdentity::of(bdev);
+        let enter = |state: &mut State| {
+            let export = state.export_mut(nqn);
+            let saved = export.and_then(|e| e.namespaces.iter_mut().find(|s| s.nsid == nsid));
+            saved.into_iter().for_each(|saved| saved.made_on = made_on);
+        };
+        if let Err(error) = self.commit(enter, |_| Ok(())) {
+            // A volume is known again by its UUID all the same.
+            tracing::warn!(nqn, nsid, %error, "its size is not saved");
+        }
+    }
+
+    /// Ends the claim of a namespace, and closes its volume.
+    fn let_go(&mut self, bdev: &str) {
+        self.bdevs.release(bdev);
+        let (pool, _) = super::volumes::split(bdev);
+        let pool = pool.to_owned();
+        let handle = self.pools.open.get_mut(&pool).and_then(|open| open.handles.remove(bdev));
+        if let Some(id) = handle {
+            self.ask_pool(&pool, Call::Close(id), Then::Nothing);
+        }
+    }
+
+    fn come_to_nothing(
+        &mut self,
+        nqn: &str,
+        bdev: &str,
+        nsid: u32,
+        error: RpcError,
+        reply: Option<Reply>,
+    ) {
+        self.let_go(bdev);
+        self.drop_unused_subsystem(nqn);
+        match reply {
+            Some(reply) => drop(reply.send(Err(error))),
+            None => self.note_down(nqn, nsid, &error.message),
+        }
     }
 
     fn detach(&mut self, place: Place, nqn: &str, bdev: Arc<dyn Bdev>, direction: Direction) {
@@ -276,14 +403,13 @@ impl Control {
         let Some(Change { nqn, bdev, direction, .. }) = self.changes.remove(&place) else { return };
         match direction {
             Direction::In(saved, new) => self.finish_attach(place, &nqn, bdev, &saved, new),
-            Direction::Out => self.bdevs.release(bdev.name()),
+            Direction::Resize { block_count, answer, reply } => {
+                self.finish_resize(&nqn, nsid, bdev.as_ref(), block_count);
+                let _ = reply.send(Ok(answer));
+            }
+            Direction::Out => self.let_go(bdev.name()),
             Direction::Back { nsid, error, reply } => {
-                self.bdevs.release(bdev.name());
-                self.drop_unused_subsystem(&nqn);
-                match reply {
-                    Some(reply) => drop(reply.send(Err(error))),
-                    None => self.note_down(&nqn, nsid, &error.message),
-                }
+                self.come_to_nothing(&nqn, bdev.name(), nsid, error, reply);
             }
         }
         self.finish_removals();
@@ -339,7 +465,7 @@ impl Control {
             geometry: bdev.geometry(),
             uuid: saved.uuid,
             nguid: *saved.nguid.as_bytes(),
-            read_only: false,
+            read_only: self.pools.volume(&saved.bdev).is_some_and(|volume| volume.read_only),
         };
         let published = self.commit(
             |state| remember(state, nqn, serial, saved, new),
@@ -401,13 +527,21 @@ impl Control {
 
     pub(super) fn remove_export(&mut self, params: &ExportRemove, reply: Reply) {
         match self.start_removal(params) {
-            Ok(left) => {
-                assert!(self.removals.len() < MAX_CALLS, "a removal for each call at most");
-                self.removals.push(Removal { left, reply });
-                self.finish_removals();
-            }
+            Ok(left) => self.answer_after(left, reply, Ok(json!({}))),
             Err(error) => drop(reply.send(Err(error))),
         }
+    }
+
+    /// Answers once the changes at these places are over.
+    pub(super) fn answer_after(
+        &mut self,
+        left: Vec<Place>,
+        reply: Reply,
+        answer: Result<Value, RpcError>,
+    ) {
+        assert!(self.removals.len() < MAX_CALLS, "one for each call at most");
+        self.removals.push(Removal { left, reply, answer });
+        self.finish_removals();
     }
 
     /// Says which namespaces are on their way out.
@@ -468,12 +602,14 @@ impl Control {
             left.retain(|place| self.changes.contains_key(place));
         }
         for done in self.removals.extract_if(.., |removal| removal.left.is_empty()) {
-            let _ = done.reply.send(Ok(json!({})));
+            let _ = done.reply.send(done.answer);
         }
     }
 
-    /// Ends every namespace on a block device that is lost. The exports stay in the state.
+    /// Ends every namespace on a block device that is lost, or on the pool that has it. The exports
+    /// stay in the state.
     pub(super) fn stop_serving(&mut self, bdev: &str) {
+        self.lose_pool_on(bdev);
         for export in self.state.exports.clone() {
             for saved in export.namespaces.iter().filter(|saved| saved.bdev == bdev) {
                 self.withdraw(&export.nqn, saved);
@@ -482,13 +618,34 @@ impl Control {
         }
     }
 
-    /// Takes a namespace from hosts and cores, if it is served.
-    pub(super) fn withdraw(&mut self, nqn: &str, saved: &SavedNamespace) {
+    /// Takes a namespace from hosts and cores, if it is served, and says whether it was.
+    pub(super) fn withdraw(&mut self, nqn: &str, saved: &SavedNamespace) -> bool {
         let subsystem = self.target.subsystem(nqn).map(|subsystem| subsystem.id().0);
         let served = self.target.remove_namespace(nqn, saved.nsid).is_ok();
         let bdev = self.bdevs.get(&saved.bdev).cloned();
-        if let (Some(subsystem), true, Some(bdev)) = (subsystem, served, bdev) {
-            self.detach((subsystem, saved.nsid), nqn, bdev, Direction::Out);
+        let (Some(subsystem), true, Some(bdev)) = (subsystem, served, bdev) else { return false };
+        let place = (subsystem, saved.nsid);
+        if let Some(Change { direction: Direction::Resize { answer, reply, .. }, .. }) =
+            self.changes.remove(&place)
+        {
+            let _ = reply.send(Ok(answer));
+        }
+        self.detach(place, nqn, bdev, Direction::Out);
+        true
+    }
+
+    /// Why there is no block device of this name.
+    pub(super) fn unknown_bdev(&self, name: &str) -> RpcError {
+        let Some((pool, volume)) = api::split_volume_name(name) else {
+            return bdev_error(BdevError::Unknown { name: name.to_owned() });
+        };
+        let Some(open) = self.pools.open.get(pool) else { return self.unknown_pool(pool) };
+        match open.damaged.iter().find(|(damaged, _)| damaged == volume) {
+            Some((_, reason)) => {
+                RpcError::new(ErrorCode::Failed, format!("{name} is damaged: {reason}"))
+            }
+            None => not_found(format!("no volume or snapshot is named {name}"))
+                .with_advice(format!("forebay volume list {pool}")),
         }
     }
 
@@ -581,10 +738,6 @@ fn remember(
 fn new_serial() -> String {
     let id = Uuid::new_v4().simple().to_string().to_uppercase();
     format!("FB{}", &id[..16])
-}
-
-fn unknown_bdev(name: &str) -> RpcError {
-    bdev_error(BdevError::Unknown { name: name.to_owned() })
 }
 
 pub(super) fn not_found(message: impl Into<String>) -> RpcError {

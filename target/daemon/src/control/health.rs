@@ -36,8 +36,11 @@ impl Control {
                 health.write_bytes += channel.write_bytes;
             }
             for saved in &export.namespaces {
-                if let Some(smart) = self.smart_of_bdev(&saved.bdev) {
-                    worsen(&mut health, smart);
+                let pool = self.pools.pool_of(&saved.bdev).map(|(_, pool)| pool.bdevs.as_slice());
+                for bdev in pool.unwrap_or(std::slice::from_ref(&saved.bdev)) {
+                    if let Some(smart) = self.smart_of_bdev(bdev) {
+                        worsen(&mut health, smart);
+                    }
                 }
             }
             // It is there: it was just looked up.

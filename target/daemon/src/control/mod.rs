@@ -12,10 +12,12 @@ mod device_info;
 mod devices;
 mod ending;
 mod exports;
+mod gathering;
 mod health;
 mod hosts;
 mod job;
 mod listeners;
+mod pools;
 mod rdma;
 mod requests;
 mod socket;
@@ -23,6 +25,10 @@ mod stats;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod volume_bdev;
+#[cfg(test)]
+mod volume_tests;
+mod volumes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -50,6 +56,7 @@ use self::connections::Connections;
 use self::device_info::Look;
 use self::devices::Devices;
 use self::exports::{Change, Place, Removal};
+use self::pools::Pools;
 use self::rdma::Action;
 use self::stats::Waiting;
 use crate::limits::CORE_BACKLOG;
@@ -81,6 +88,7 @@ pub(crate) struct Control {
     pub(crate) arena: &'static Arena,
     pub(crate) log: LogHandle,
     devices: Devices,
+    pools: Pools,
     /// Callers that wait for a look at controllers.
     looks: Vec<Look>,
     /// When the subsystems' health is brought up to date again.
@@ -146,6 +154,7 @@ impl Control {
             arena,
             log,
             devices: Devices::default(),
+            pools: Pools::default(),
             looks: Vec::new(),
             health_due: Instant::now(),
             queues: HashMap::new(),
@@ -172,6 +181,7 @@ impl Control {
         tokio::time::sleep(LAST_WORDS).await;
         if result.is_ok() {
             self.end_exports().await;
+            self.end_pools().await;
         }
         self.end_devices().await;
         result
@@ -235,6 +245,7 @@ impl Control {
             self.target.handle_timeout(now);
         }
         self.poll_devices(now);
+        self.poll_pools(now);
         self.poll_looks();
         self.poll_health(now);
         if let Some(rdma) = &mut self.rdma {
@@ -282,6 +293,8 @@ impl Control {
             ControlMessage::NamespaceSet { subsystem, nsid } => {
                 self.handle_namespace_set(subsystem, nsid);
             }
+            ControlMessage::LaneRemoved { pool, lane } => self.handle_lane_removed(pool, lane),
+            ControlMessage::PoolReply { id, reply } => self.handle_pool_reply(id, *reply),
             ControlMessage::Aborted { token, ended } => self.handle_aborted(token, ended),
             ControlMessage::Stats { core, stats } => self.handle_stats(core, *stats),
         }

@@ -1,6 +1,7 @@
 //! What the control socket is asked.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::results::{BdevInfo, ConnectionInfo, QueueInfo, VersionInfo};
 use api::{BdevCreate, BdevKind, Call, ErrorCode, RpcError};
@@ -11,10 +12,14 @@ use uuid::Uuid;
 
 use super::Control;
 use super::exports::bdev_error;
+use super::gathering::Question;
 use super::socket::Asked;
 use super::stats::Wanted;
 use crate::options::log_filter;
 use crate::state::{SavedBdev, State};
+
+/// How long the I/O of a daemon that was killed may take to end.
+const FORMER_LIMIT: Duration = Duration::from_secs(5);
 
 impl Control {
     pub(super) fn handle_call(&mut self, asked: Asked) {
@@ -29,6 +34,29 @@ impl Control {
             Call::DeviceRelease(params) => return self.release_device(&params.bdf, reply),
             Call::Stats(_) => return self.collect_stats(Wanted::Stats(reply)),
             Call::ConnectionList(_) => return self.collect_stats(Wanted::Connections(reply)),
+            Call::PoolCreate(params) => return self.create_pool(params, reply),
+            Call::PoolImport(params) => return self.import_pool(params.name, reply),
+            Call::PoolScan(_) => return self.scan_pools(reply),
+            Call::PoolExport(params) => return self.export_pool(&params.name, reply),
+            Call::PoolCheck(params) => return self.check_pool(&params.name, reply),
+            Call::PoolList(_) => return self.ask_pools(None, Question::Pools, reply),
+            Call::PoolShow(api::PoolName { name }) => {
+                return self.ask_pools(Some(&name.clone()), Question::Pool(name), reply);
+            }
+            call @ (Call::VolumeCreate(_)
+            | Call::VolumeList(_)
+            | Call::VolumeShow(_)
+            | Call::VolumeDelete(_)
+            | Call::VolumeRename(_)
+            | Call::VolumeResize(_)
+            | Call::VolumeLabel(_)
+            | Call::VolumeRollback(_)
+            | Call::VolumePromote(_)
+            | Call::SnapshotCreate(_)
+            | Call::SnapshotList(_)
+            | Call::SnapshotDelete(_)
+            | Call::SnapshotDiff(_)
+            | Call::SnapshotClone(_)) => return self.handle_volume_call(call, reply),
             Call::Version(_) => Ok(json!(self.version())),
             Call::BdevList(_) => Ok(json!(self.bdev_list())),
             Call::BdevCreate(params) => self.create_bdev(params),
@@ -105,13 +133,23 @@ impl Control {
         };
         self.commit(enter, |control| control.bdevs.add(bdev).map_err(bdev_error))?;
         self.serve_waiting(&name);
+        self.wake_pools();
         Ok(json!(self.bdev_list().into_iter().find(|info| info.name == name)))
     }
 
     /// Makes again what users created before a restart.
     pub(crate) fn restore_bdevs(&mut self) {
+        let limit = Instant::now() + FORMER_LIMIT;
         for saved in &self.state.bdevs {
-            let made = make_bdev(saved);
+            let made = loop {
+                match make_bdev(saved) {
+                    // The kernel ends the I/O of a process that was killed after the process.
+                    Err(error) if error.code == ErrorCode::InUse && Instant::now() < limit => {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    made => break made,
+                }
+            };
             let added = made.and_then(|bdev| self.bdevs.add(bdev).map_err(bdev_error));
             if let Err(error) = added {
                 tracing::error!(bdev = saved.name, %error, "not there after the restart");

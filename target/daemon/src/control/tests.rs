@@ -24,8 +24,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::*;
 
-const NQN: &str = "nqn.2026-11.io.forebay:e";
-const ALICE: &str = "nqn.2026-11.io.host:alice";
+pub(super) const NQN: &str = "nqn.2026-11.io.forebay:e";
+pub(super) const ALICE: &str = "nqn.2026-11.io.host:alice";
 const BOB: &str = "nqn.2026-11.io.host:bob";
 
 /// A core that takes messages and does nothing.
@@ -426,7 +426,7 @@ fn what_arrived_in_time_counts_though_this_thread_was_late() {
 }
 
 /// Property Set of CC.EN.
-fn enable() -> Sqe {
+pub(super) fn enable() -> Sqe {
     let mut sqe = Sqe::new(opcode::FABRICS, u32::from(fctype_of::PROPERTY_SET));
     sqe.set_sgl(SglDescriptor::keyed(0, 0, 0, false));
     let mut property = Property::read_from_bytes(sqe.as_bytes()).unwrap();
@@ -436,7 +436,7 @@ fn enable() -> Sqe {
 }
 
 /// Connect of an admin queue with a keep-alive time-out of 5 s.
-fn connect() -> (Sqe, ConnectData) {
+pub(super) fn connect() -> (Sqe, ConnectData) {
     let mut sqe = Sqe::new(opcode::FABRICS, u32::from(fctype_of::CONNECT));
     sqe.set_sgl(SglDescriptor::keyed(0x1000, 1024, 7, false));
     let mut connect = Connect::read_from_bytes(sqe.as_bytes()).unwrap();

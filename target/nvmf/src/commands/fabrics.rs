@@ -153,6 +153,7 @@ impl Target {
             notice: Notice::Clear,
             aborts: Vec::new(),
             changed: BTreeSet::new(),
+            removed: BTreeSet::new(),
             errors: VecDeque::new(),
             error_count: 0,
         };

@@ -19,6 +19,8 @@ use crate::subsystem::{Namespace, Subsystem};
 use crate::target::{Target, TargetConfig, check_room};
 use crate::verbs::Transport;
 
+const _: () = assert!(MAX_NAMESPACES <= IDENTIFY_BYTES / 4, "one list of NSIDs holds all");
+
 /// CNTRLTYPE of a controller with namespaces, and of a discovery controller.
 const CNTRLTYPE_IO: u8 = 1;
 const CNTRLTYPE_DISCOVERY: u8 = 2;
@@ -69,6 +71,12 @@ impl Target {
             _ => return Err(Status::INVALID_FIELD.with_dnr().into()),
         };
         data.resize(IDENTIFY_BYTES, 0);
+        if matches!(cns, cns::ACTIVE_NAMESPACES | cns::COMMAND_SET_ACTIVE_NAMESPACES)
+            && let Some(controller) = self.controllers.get_mut(&cntlid)
+        {
+            // The host sees that they are gone: a list holds all there can be.
+            controller.removed.retain(|&nsid| nsid <= sqe.nsid());
+        }
         Answer::data(data)
     }
 }

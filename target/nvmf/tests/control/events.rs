@@ -1,6 +1,7 @@
 //! Asynchronous events, the changed-namespace log, and Abort.
 
 use nvme_spec::features::fid;
+use nvme_spec::identify::cns;
 use nvme_spec::log_page::lid;
 use nvme_spec::opcode::admin;
 use nvme_spec::status::Status;
@@ -54,6 +55,22 @@ fn changes_are_told_once_until_the_log_is_read() {
     world.target.resize_namespace(NQN, 1, 4000).unwrap();
     world.take_outputs();
     assert_eq!(world.answers[&second].result, NAMESPACE_CHANGED);
+}
+
+#[test]
+fn a_host_is_known_to_have_seen_a_removal_when_it_has_listed_what_is_left() {
+    let (mut world, queue) = with_events();
+    world.target.add_namespace(NQN, namespace(2, Some(5))).unwrap();
+    world.target.remove_namespace(NQN, 5).unwrap();
+    let unaware = |world: &World| world.target.hosts_with_removed(NQN, 5);
+    assert_eq!(unaware(&world), [ALICE]);
+    // Neither the log nor the end of the list says so.
+    world.log(queue, lid::CHANGED_NAMESPACES, 0, 4096);
+    world.identify(queue, cns::ACTIVE_NAMESPACES, 5);
+    assert_eq!(unaware(&world), [ALICE]);
+    world.identify(queue, cns::ACTIVE_NAMESPACES, 4);
+    assert_eq!(unaware(&world), [""; 0]);
+    assert_eq!(world.target.hosts_with_removed("nqn.2026-11.io:none", 5), [""; 0]);
 }
 
 #[test]

@@ -95,8 +95,8 @@ impl Tree {
         }));
     }
 
-    /// The next node to be written, and its bytes in whole pages. `None` while others must be placed
-    /// first, or when all are written ([`Tree::checkpoint_pending`]).
+    /// The next node to be written, and its bytes in whole pages. `None` while others must be
+    /// placed first, or when all are written ([`Tree::checkpoint_pending`]).
     pub fn next_page(&mut self) -> Option<(NodeRef, Vec<u8>)> {
         let mut checkpoint = self.checkpoint.take()?;
         let page = self.next_of(&mut checkpoint);
@@ -151,8 +151,8 @@ impl Tree {
         self.checkpoint = None;
     }
 
-    /// A checkpoint came to nothing: what it did not write is left to the next one. What it wrote is
-    /// where it was placed, and what that replaced is to be kept until the next one is complete.
+    /// A checkpoint came to nothing: what it did not write is left to the next one. What it wrote
+    /// is where it was placed, and what that replaced is to be kept until the next one is complete.
     pub fn abort_checkpoint(&mut self) {
         let Some(checkpoint) = self.checkpoint.take() else { return };
         for node in checkpoint.levels.into_iter().flatten() {

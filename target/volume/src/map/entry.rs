@@ -75,4 +75,9 @@ impl Entry {
     pub const fn without_own(self) -> Entry {
         if self.is_scattered() { Entry(self.0 & !OWN_MASK) } else { Entry(self.0 & !OWN) }
     }
+
+    /// With nothing own or guarded: what is left says where blocks are.
+    pub const fn stored(self) -> Entry {
+        self.without_own().with_guard(false)
+    }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
+use zerocopy::IntoBytes;
+
 use super::tree::Tree;
 use super::{Entry, NodeRef, Release, Root};
-use crate::format::{Extent, FormatError, Part, decode_children, decode_leaf};
+use crate::format::{Extent, FormatError, Part, crc64, decode_children, decode_leaf};
 use crate::limits::{FANOUT, LEAF_ENTRIES};
 use crate::space::Space;
 use crate::sync::Ordering;
@@ -15,8 +17,8 @@ pub(super) struct Loading {
     wanted: Vec<(NodeRef, Extent)>,
     /// Directories and leaves by their first page: who is there twice is one node.
     by_page: HashMap<(Level, u64), (Extent, u32)>,
-    /// Lines of the same content are one line.
-    lines: HashMap<[u32; 16], u32>,
+    /// Lines by the CRC-64 of their content. Those of the same content are one line.
+    lines: HashMap<u64, u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -174,13 +176,17 @@ impl Tree {
                 false => stored,
             };
             self.map.store_entry(leaf, slot, entry);
-            self.leaves[leaf].used += 1;
         }
+        let used = entries.iter().filter(|entry| **entry != 0).count();
+        self.leaves[leaf].used = used as u32;
         Ok(())
     }
 
     fn load_line(&mut self, content: [u32; 16]) -> u32 {
-        if let Some(&line) = self.loading.lines.get(&content) {
+        let key = crc64(content.as_bytes());
+        if let Some(&line) = self.loading.lines.get(&key)
+            && self.map.places(Entry::scattered(line, 0)).at == content
+        {
             self.lines[line] += 1;
             return line;
         }
@@ -189,13 +195,14 @@ impl Tree {
         for (atom, cluster) in self.map.lines.row(line).iter().zip(content) {
             atom.store(cluster, Ordering::Relaxed);
         }
-        self.loading.lines.insert(content, line);
+        self.loading.lines.insert(key, line);
         line
     }
 
-    /// Counts anew what these trees hold, each with the head number of its volume, 0 for a snapshot:
-    /// references, holders of clusters, own marks. To be called once between reading and replay,
-    /// with nothing released. What no tree reaches is no more; where it was on disk is returned.
+    /// Counts anew what these trees hold, each with the head number of its volume, 0 for a
+    /// snapshot: references, holders of clusters, own marks. To be called once between reading and
+    /// replay, with nothing released. What no tree reaches is no more; where it was on disk is
+    /// returned.
     ///
     /// A leaf that names a cluster which cannot have data is lost.
     pub fn recount(&mut self, roots: &[(Root, u64)], space: &mut Space) -> Vec<Extent> {
@@ -251,7 +258,8 @@ impl Tree {
                     Entry::direct(entry.value(), entry.mask(), alone(entry.value()))
                 } else if self.lines[entry.value()] == 1 {
                     let places = self.map.places(entry);
-                    let own = places.clusters().filter(|(cluster, _)| alone(*cluster));
+                    let clusters = places.clusters();
+                    let own = clusters.iter().filter(|(cluster, _)| alone(*cluster));
                     Entry::scattered(entry.value(), own.fold(0, |own, (_, blocks)| own | blocks))
                 } else {
                     continue;

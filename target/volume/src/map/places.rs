@@ -17,9 +17,7 @@ impl Places {
     /// Blocks `mask` are in `cluster` from now on.
     pub(super) fn put(&mut self, mask: u16, cluster: u32) {
         for (block, at) in self.at.iter_mut().enumerate() {
-            if mask >> block & 1 == 1 {
-                *at = cluster;
-            }
+            *at = if mask >> block & 1 == 1 { cluster } else { *at };
         }
     }
 
@@ -45,21 +43,74 @@ impl Places {
     }
 
     /// Each cluster once, with the blocks that are in it.
-    pub(super) fn clusters(&self) -> impl Iterator<Item = (u32, u16)> + '_ {
+    pub(super) fn clusters(&self) -> Clusters {
+        let mut clusters = Clusters::default();
         let mut left = self.present();
-        std::iter::from_fn(move || {
-            let cluster = *self.at.get(left.trailing_zeros() as usize)?;
+        while let Some(&cluster) = self.at.get(left.trailing_zeros() as usize) {
             let blocks = self.in_cluster(cluster);
+            clusters.push(cluster, blocks);
             left &= !blocks;
-            Some((cluster, blocks))
-        })
+        }
+        clusters
+    }
+}
+
+/// The clusters of an entry, each once, with the blocks that are in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Clusters {
+    list: [(u32, u16); BLOCKS],
+    count: usize,
+}
+
+impl Clusters {
+    /// Those of a direct entry.
+    pub(super) fn of_direct(entry: Entry) -> Clusters {
+        let mut clusters = Clusters::default();
+        if !entry.is_zero() {
+            clusters.push(entry.value(), entry.mask());
+        }
+        clusters
+    }
+
+    fn push(&mut self, cluster: u32, blocks: u16) {
+        self.list[self.count] = (cluster, blocks);
+        self.count += 1;
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, u16)> + '_ {
+        self.list[..self.count].iter().copied()
+    }
+
+    /// Blocks that are in `cluster`.
+    pub(super) fn blocks_in(&self, cluster: u32) -> u16 {
+        self.iter().find(|(other, _)| *other == cluster).map_or(0, |(_, blocks)| blocks)
+    }
+
+    /// The same when blocks `mask` are in `cluster`, or zero if that is 0.
+    pub(super) fn with(&self, mask: u16, cluster: u32) -> Clusters {
+        let mut clusters = Clusters::default();
+        let mut added = if cluster == 0 { 0 } else { mask };
+        for (other, blocks) in self.iter() {
+            let mut blocks = blocks & !mask;
+            if other == cluster {
+                blocks |= std::mem::take(&mut added);
+            }
+            if blocks != 0 {
+                clusters.push(other, blocks);
+            }
+        }
+        if added != 0 {
+            clusters.push(cluster, added);
+        }
+        clusters
     }
 
     /// The entry, unless it needs a line: that is when blocks lie in several clusters.
-    pub(super) fn without_line(&self) -> Option<Entry> {
-        let mut clusters = self.clusters();
-        let Some((cluster, blocks)) = clusters.next() else { return Some(Entry::ZERO) };
-        let alone = clusters.next().is_none();
-        alone.then(|| Entry::direct(cluster, blocks, self.own != 0))
+    pub(super) fn without_line(&self, own: bool) -> Option<Entry> {
+        match self.list[..self.count] {
+            [] => Some(Entry::ZERO),
+            [(cluster, blocks)] => Some(Entry::direct(cluster, blocks, own)),
+            _ => None,
+        }
     }
 }

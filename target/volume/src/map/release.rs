@@ -52,9 +52,9 @@ impl Tree {
         }
     }
 
-    /// Takes a tree apart that no lane can reach any more and no crash can bring back: at most about
-    /// `budget` leaves. True when all is done, also what [`Tree::free`] left; until then it is called
-    /// again with the same root.
+    /// Takes a tree apart that no lane can reach any more and no crash can bring back: at most
+    /// about `budget` leaves. True when all is done, also what [`Tree::free`] left; until then it
+    /// is called again with the same root.
     ///
     /// Does nothing while a checkpoint is going, which may have to write what goes away.
     pub fn dismantle(
@@ -75,8 +75,8 @@ impl Tree {
         done
     }
 
-    /// Goes on taking apart what [`Tree::free`] left: at most about `budget` leaves. True when all is
-    /// done. Does nothing while a checkpoint is going.
+    /// Goes on taking apart what [`Tree::free`] left: at most about `budget` leaves. True when all
+    /// is done. Does nothing while a checkpoint is going.
     pub fn reap(&mut self, budget: usize, space: &mut Space, released: &mut Vec<Release>) -> bool {
         let mut left = if self.checkpoint.is_some() { 0 } else { budget };
         while left > 0
@@ -144,7 +144,7 @@ impl Tree {
     fn drop_line(&mut self, line: u32, space: &mut Space) {
         self.lines[line] -= 1;
         if self.lines[line] == 0 {
-            for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters() {
+            for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters().iter() {
                 space.release(cluster);
             }
             self.lines.remove(line);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::checkpoint::{Checkpoint, Dirty, NodeRef};
 use super::load::Loading;
 use super::nodes::{Lines, Node, Nodes};
-use super::places::Places;
+use super::places::{Clusters, Places};
 use super::{Entry, Map, Release, Root, directory_slot, leaf_slot, root_slot};
 use crate::limits::{CLUSTER_BLOCKS, FANOUT, LEAF_ENTRIES};
 use crate::space::Space;
@@ -161,8 +161,8 @@ impl Tree {
         }
     }
 
-    /// `count` blocks from `first_block` on, in 4 KiB, are zero from now on. What is whole is let go
-    /// as a whole, so this takes no longer for a large range than for a few leaves.
+    /// `count` blocks from `first_block` on, in 4 KiB, are zero from now on. What is whole is let
+    /// go as a whole, so this takes no longer for a large range than for a few leaves.
     pub fn clear_range(
         &mut self,
         root: Root,
@@ -213,7 +213,8 @@ impl Tree {
         }
         let mut places = self.map.places(entry);
         let unshared = !entry.is_scattered() || self.lines[entry.value()] == 1;
-        let wanted = places.clusters().filter(|(_, blocks)| blocks & mask & !own != 0);
+        let clusters = places.clusters();
+        let wanted = clusters.iter().filter(|(_, blocks)| blocks & mask & !own != 0);
         let mut found = 0;
         for (cluster, blocks) in wanted {
             if !unshared || space.holders(cluster) != 1 {
@@ -398,29 +399,35 @@ impl Tree {
         space: &mut Space,
         released: &mut Vec<Release>,
     ) {
-        let before = self.map.places(old);
-        let mut after = before;
         let Change { mask, cluster, own, guard } = change;
-        let own =
-            own && (before.own & before.in_cluster(cluster) != 0 || space.holders(cluster) == 0);
-        after.put(mask, cluster);
-        after.own &= after.present() & !mask;
-        let blocks = if cluster == 0 { 0 } else { after.in_cluster(cluster) };
-        after.own = if own { after.own | blocks } else { after.own & !blocks };
+        let mut places = self.map.places(old);
+        let before = match old.is_scattered() {
+            true => places.clusters(),
+            false => Clusters::of_direct(old),
+        };
+        let after = before.with(mask, cluster);
         if after == before && guard == old.guarded() {
             return;
         }
-        let keeps = !old.is_scattered() && cluster == 0 && after.present() != 0;
-        let new = after.without_line().unwrap_or_else(|| self.new_line(&after, space));
-        if !new.is_scattered() && !new.is_zero() && !keeps {
-            space.acquire(new.value());
+        let fresh = || space.holders(cluster) == 0;
+        let own = own && (places.own & before.blocks_in(cluster) != 0 || fresh());
+        let blocks = after.blocks_in(cluster);
+        places.put(mask, cluster);
+        places.own &= !mask & !blocks;
+        places.own |= if own { blocks } else { 0 };
+        // Clearing blocks of a direct entry leaves its cluster to it.
+        let keeps = !old.is_scattered() && cluster == 0 && after != Clusters::default();
+        let new = after.without_line(places.own != 0);
+        let new = new.unwrap_or_else(|| self.new_line(&places));
+        if !keeps {
+            after.iter().for_each(|(cluster, _)| space.acquire(cluster));
         }
         self.map.store_entry(leaf, slot, new.with_guard(guard));
         self.leaves[leaf].used -= u32::from(new.is_zero());
-        for (cluster, blocks) in before.clusters() {
-            let last = !old.is_scattered() && !keeps;
-            let kept = after.in_cluster(cluster);
+        for (cluster, blocks) in before.iter() {
             // A scattered entry's hold on a cluster is its line's.
+            let last = !old.is_scattered() && !keeps;
+            let kept = after.blocks_in(cluster);
             if last || (kept != 0 && blocks & !kept != 0) {
                 released.push(Release::Cluster { cluster, mask: blocks & !kept, last });
             }
@@ -430,15 +437,12 @@ impl Tree {
         }
     }
 
-    /// A line, holding all its clusters. Nobody sees it before the entry is stored.
-    fn new_line(&mut self, places: &Places, space: &mut Space) -> Entry {
+    /// A line, which nobody sees before the entry is stored.
+    fn new_line(&mut self, places: &Places) -> Entry {
         let line = self.lines.add();
         self.map.lines.make(line);
         for (atom, cluster) in self.map.lines.row(line).iter().zip(places.at) {
             atom.store(cluster, Ordering::Relaxed);
-        }
-        for (cluster, _) in places.clusters() {
-            space.acquire(cluster);
         }
         Entry::scattered(line, places.own)
     }

@@ -80,8 +80,8 @@ impl Tree {
         })
     }
 
-    /// Calls `f` for entries from `from` on whose blocks are not at the same places in both trees: at
-    /// most about `budget` leaves of each. Where to go on; `None` when there are no more.
+    /// Calls `f` for entries from `from` on whose blocks are not at the same places in both trees:
+    /// at most about `budget` leaves of each. Where to go on; `None` when there are no more.
     ///
     /// What the trees share costs nothing.
     pub fn diff(
@@ -179,8 +179,8 @@ impl Tree {
         faults
     }
 
-    /// Counts the references of everything that is reached from `starts`, each of which is one. `hold`
-    /// is called for each holder of a cluster, with the leaf in which it was found, or 0.
+    /// Counts the references of everything that is reached from `starts`, each of which is one.
+    /// `hold` is called for each holder of a cluster, with the leaf in which it was found, or 0.
     pub(super) fn reach(
         &self,
         starts: impl Iterator<Item = Release>,
@@ -235,7 +235,7 @@ impl Tree {
                 }
             }
             Release::Line(line) if first(&mut found.lines, line) => {
-                for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters() {
+                for (cluster, _) in self.map.places(Entry::scattered(line, 0)).clusters().iter() {
                     hold(leaf, cluster);
                 }
             }

@@ -11,7 +11,9 @@ use super::changes::{Change, Member};
 use super::info::{PoolInfo, VolumeInfo};
 use super::{Owner, Planted};
 use crate::format::{Extent, Record, VolumeDescriptor, VolumeKind, is_name};
-use crate::limits::{CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS};
+use crate::limits::{
+    BLOCK_BYTES, CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS,
+};
 use crate::shared::{ToLane, VolumeHandle};
 
 /// A request.
@@ -93,7 +95,7 @@ pub enum Call {
 pub struct CreateVolume {
     /// Unique among volumes and snapshots of the pool.
     pub name: String,
-    /// A multiple of the block size, and not zero.
+    /// A multiple of 4096, and not zero.
     pub bytes: u64,
     /// 512 or 4096.
     pub block_bytes: u32,
@@ -257,18 +259,29 @@ impl Owner {
         }
     }
 
-    /// Ends snapshots whose blocks cannot change any more.
+    /// Ends snapshots whose blocks cannot change any more: writes that began before have ended, and
+    /// a flush since has made them durable. Else what somebody has read of the snapshot could be
+    /// undone by power loss.
     fn poll_settling(&mut self) {
         let grace = !self.bugs.is(Planted::SnapshotNotSettled);
-        let Self { settling, volumes, epoch, launched, writes, .. } = self;
+        let Self { settling, volumes, epoch, launched, writes, closing, .. } = self;
         settling.retain(|id| {
             let Some(volume) = volumes.get_mut(id) else { return false };
-            let Some(since) = volume.settling else { return false };
+            let Some(since) = &mut volume.settling else { return false };
             let late = |write: &u32| {
                 let write = &writes[*write as usize];
                 write.volume == *id && write.head == since.head
             };
-            let waits = grace && (!epoch.is_over(since.epoch) || launched.iter().any(late));
+            let waits = match since.flush {
+                _ if !grace => false,
+                Some(flush) => !closing.is_flushed(flush),
+                None => {
+                    if epoch.is_over(since.epoch) && !launched.iter().any(late) {
+                        since.flush = Some(closing.want_flush());
+                    }
+                    true
+                }
+            };
             if !waits {
                 volume.settling = None;
             }
@@ -452,13 +465,8 @@ impl Owner {
                 volume.frozen = true;
             }
         }
-        let left = match self.bugs.is(Planted::NoFreeze) {
-            true => 0,
-            false => {
-                self.tell_lanes(&ToLane::Freeze(Arc::clone(&volumes)));
-                self.shared.to_lane.len()
-            }
-        };
+        self.tell_lanes(&ToLane::Freeze(Arc::clone(&volumes)));
+        let left = self.shared.to_lane.len();
         self.freezing = Some(Freezing { left, id, volumes, change });
         Ok(None)
     }
@@ -467,7 +475,7 @@ impl Owner {
         let volume = self.find(name)?;
         self.check_kind(volume, false)?;
         let descriptor = &self.volumes[&volume].descriptor;
-        check_size(name, bytes, descriptor.block_bytes)?;
+        check_size(name, bytes)?;
         if bytes < descriptor.bytes {
             let root = self.volumes[&volume].root();
             if !force && self.has_blocks_from(root, bytes.div_ceil(4096)) {
@@ -530,7 +538,7 @@ impl Owner {
             );
             return Err(VolumeError::Invalid { reason });
         }
-        check_size(&create.name, create.bytes, create.block_bytes)?;
+        check_size(&create.name, create.bytes)?;
         let descriptor = VolumeDescriptor {
             id: self.superblock.next_volume,
             uuid: Uuid::new_v4(),
@@ -616,11 +624,13 @@ impl Owner {
     }
 }
 
-fn check_size(name: &str, bytes: u64, block_bytes: u32) -> Result<(), VolumeError> {
+/// Whole blocks of the map, whatever the volume's own are: what is cut off then is given up whole,
+/// and reads as zeroes should the volume grow again.
+fn check_size(name: &str, bytes: u64) -> Result<(), VolumeError> {
     let reason = if bytes == 0 {
         "a volume has at least one block"
-    } else if !bytes.is_multiple_of(u64::from(block_bytes)) {
-        "not a multiple of the block size"
+    } else if !bytes.is_multiple_of(u64::from(BLOCK_BYTES)) {
+        "not a multiple of 4096"
     } else if bytes > u64::from(MAX_VOLUME_CLUSTERS) * u64::from(CLUSTER_BYTES) {
         "the largest volume has 32 TiB"
     } else {

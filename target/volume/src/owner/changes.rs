@@ -127,7 +127,7 @@ impl Owner {
         let epoch = self.epoch.retire();
         let Some(volume) = self.volumes.get_mut(&origin) else { return };
         let old = volume.handle.head.swap(head, Ordering::AcqRel);
-        volume.settling = Some(Settling { snapshot: descriptor.id, head: old, epoch });
+        volume.settling = Some(Settling { snapshot: descriptor.id, head: old, epoch, flush: None });
         self.settling.push(origin);
         volume.descriptor.parent = Some(descriptor.id);
         volume.changed = true;

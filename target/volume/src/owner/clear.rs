@@ -55,8 +55,8 @@ impl Owner {
             let cursor = &mut self.writes[id as usize].cursor;
             *cursor = (cursor.0 + 1, 0);
         }
-        let last = self.writes[id as usize].last_record.unwrap_or(0);
-        self.cleared.push_back((last, id));
+        // Blocks that were zero already may be so by a record that is still on its way.
+        self.cleared.push_back((self.journal.last(), id));
     }
 
     /// Ends a clear once parts of it that are under way have ended.

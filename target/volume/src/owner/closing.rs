@@ -24,6 +24,11 @@ pub(crate) struct Closing {
     waiting: Vec<u32>,
     /// Those of this round.
     flushing: Vec<u32>,
+    /// Flushes that have begun, and the last of them that was a success.
+    begun: u64,
+    done: u64,
+    /// Another one is wanted, whatever there is to close.
+    flush_wanted: bool,
     last: Option<Instant>,
     /// Of the open mappings, how many there were when this round began.
     taken: usize,
@@ -54,10 +59,24 @@ impl Closing {
             wanted_before: closed_before,
             waiting: Vec::new(),
             flushing: Vec::new(),
+            begun: 0,
+            done: 0,
+            flush_wanted: false,
             last: None,
             taken: 0,
             failed: false,
         }
+    }
+
+    /// Has the devices flushed once more: the number of that flush.
+    pub(crate) fn want_flush(&mut self) -> u64 {
+        self.flush_wanted = true;
+        self.begun + 1
+    }
+
+    /// Whether the devices were flushed by this flush or a later one.
+    pub(crate) fn is_flushed(&self, flush: u64) -> bool {
+        self.done >= flush
     }
 
     /// The write or flush `id` ends when everything completed before now is durable.
@@ -109,20 +128,23 @@ impl Owner {
         let closing = &self.closing;
         let pending = !self.open.is_empty() || !self.releases.is_empty();
         let behind = closing.wanted_before > closing.closed_before;
-        if closing.waiting.is_empty() && !behind && !pending {
+        if closing.waiting.is_empty() && !behind && !pending && !closing.flush_wanted {
             return;
         }
         let due = closing.last.is_none_or(|last| context.now.duration_since(last) >= CLOSE_AFTER);
         let wanted = !closing.waiting.is_empty()
-            || (behind && (!closing.failed || due))
+            || ((behind || closing.flush_wanted) && (!closing.failed || due))
             || (pending && (due || self.open.len() >= closing.taken + MAX_OPEN));
         // What a flush makes durable is what has completed; what has not may be a hole.
         let target = self.journal.completed().min(self.oldest_pending());
-        if !wanted || (closing.waiting.is_empty() && target <= closing.closed_before) {
+        let advances = target > closing.closed_before;
+        if !wanted || !(advances || closing.flush_wanted || !closing.waiting.is_empty()) {
             return;
         }
         let devices: Vec<usize> = context.devices.volatile().collect();
         self.closing.last = Some(context.now);
+        self.closing.begun += 1;
+        self.closing.flush_wanted = false;
         self.closing.taken = self.open.len();
         self.closing.flushing.append(&mut self.closing.waiting);
         let skip = self.bugs.is(Planted::CloseWithoutFlush);
@@ -152,6 +174,10 @@ impl Owner {
             self.end_write(id, status);
         }
         self.closing.failed = !status.is_success();
+        match status.is_success() {
+            true => self.closing.done = self.closing.begun,
+            false => self.closing.flush_wanted = true,
+        }
         if !status.is_success() || target <= self.closing.closed_before {
             self.closing.step = Step::Idle;
             return;
@@ -163,7 +189,12 @@ impl Owner {
             return self.wake_closed();
         }
         if !self.journal.has_room(true) {
-            return; // a checkpoint is on its way; the step stays
+            // A checkpoint is on its way, and the step stays; but not when that waits for a
+            // snapshot to settle, which takes another flush.
+            if self.closing.flush_wanted {
+                self.closing.step = Step::Idle;
+            }
+            return;
         }
         let fua = !self.bugs.is(Planted::MarkWithoutFua);
         let sequence = self.journal.mark(target - 1, fua);

@@ -89,6 +89,11 @@ impl Journal {
         self.next
     }
 
+    /// Sequence number of the last block that has a record, complete or not.
+    pub(crate) fn last(&self) -> u64 {
+        if self.builder.is_empty() { self.next - 1 } else { self.next }
+    }
+
     /// All blocks before this one have completed.
     pub(crate) fn completed(&self) -> u64 {
         let waiting = self.in_flight.front().or(self.sealed.front());

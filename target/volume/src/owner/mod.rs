@@ -292,10 +292,12 @@ impl Owner {
         }
     }
 
-    /// A cluster that was taken for writes which all failed.
+    /// A cluster that was taken for writes which all failed. The entry may have gone on to another
+    /// one while a write to this one is still on its way.
     fn untake_if_unused(&mut self, cluster: u32) {
-        let in_use = self.entries.values().any(|state| state.cluster == cluster);
-        if !in_use && self.space.holders(cluster) == 0 {
+        let in_use = self.entries.values().any(|state| state.cluster == cluster)
+            || self.writes.iter().flat_map(|write| &write.touches).any(|t| t.cluster == cluster);
+        if !in_use && self.space.is_taken(cluster) {
             self.space.untake(cluster);
         }
     }

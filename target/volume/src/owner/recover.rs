@@ -212,6 +212,8 @@ fn empty_space(superblock: &Superblock) -> Space {
     space
 }
 
+type Page = [u8; PAGE_BYTES];
+
 /// Brings an empty owner to where the pool was.
 struct Recovery<'a> {
     owner: &'a mut Owner,
@@ -224,8 +226,8 @@ impl Recovery<'_> {
         let mut loader = Loader::new(self.devices, self.io);
         loader.load(self.owner)?;
         self.owner.count();
-        let blocks = self.read_journal()?;
-        self.replay(&blocks)?;
+        let (blocks, closed_up_to) = self.read_journal()?;
+        self.replay(&blocks, closed_up_to)?;
         // What was read may be in a volatile cache: it must not be lost after something has been
         // written that relies on it.
         if !self.owner.bugs.is(Planted::RecoverWithoutFlush) {
@@ -237,39 +239,41 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// The blocks from where the checkpoint ends, in order, without a gap.
-    fn read_journal(&mut self) -> Result<Vec<[u8; PAGE_BYTES]>, PoolError> {
+    /// The blocks from where the checkpoint ends, in order, without a gap; and up to where records
+    /// are closed. Behind a gap no record counts, but a mark does: it was durable when it was
+    /// acted upon, whatever became of the blocks before it.
+    fn read_journal(&mut self) -> Result<(Vec<Page>, u64), PoolError> {
         let superblock = self.owner.superblock.clone();
         let limit = superblock.journal.iter().map(|area| area.blocks).min().unwrap_or(0);
         let mut windows = [Window::default(), Window::default()];
-        let mut blocks = Vec::new();
+        let (mut blocks, mut has_gap, mut closed_up_to) = (Vec::new(), false, 0);
         for sequence in (superblock.journal_start..).take(limit as usize) {
             let mut found = None;
             for (area, window) in superblock.journal.iter().zip(&mut windows) {
                 let bytes = window.read(place(area, sequence), self.devices, self.io);
                 let Some(bytes) = bytes else { continue };
-                let (pool, incarnation) = (&superblock.pool, superblock.incarnation);
-                let valid = decode_block(bytes, pool, incarnation);
-                if valid.is_ok_and(|(header, _)| header.sequence == sequence) {
+                let valid = decode_block(bytes, &superblock.pool, superblock.incarnation);
+                if let Ok((header, _)) = valid
+                    && header.sequence == sequence
+                {
+                    closed_up_to = closed_up_to.max(header.closed_up_to);
                     found = Some(*bytes);
                     break;
                 }
             }
-            match found {
-                Some(block) => blocks.push(block),
-                None => break,
+            has_gap |= found.is_none();
+            if !has_gap {
+                blocks.extend(found);
             }
         }
-        Ok(blocks)
+        Ok((blocks, closed_up_to))
     }
 
-    fn replay(&mut self, blocks: &[[u8; PAGE_BYTES]]) -> Result<(), PoolError> {
+    fn replay(&mut self, blocks: &[Page], closed_up_to: u64) -> Result<(), PoolError> {
         let (pool, incarnation) = (self.owner.superblock.pool, self.owner.superblock.incarnation);
         let mut cancelled = HashSet::new();
-        let mut closed_up_to = 0;
         for block in blocks {
-            let Ok((header, records)) = decode_block(block, &pool, incarnation) else { continue };
-            closed_up_to = closed_up_to.max(header.closed_up_to);
+            let Ok((_, records)) = decode_block(block, &pool, incarnation) else { continue };
             for record in records {
                 if let Ok(Record::Cancel { sequence, index }) = record {
                     cancelled.insert((sequence, index));

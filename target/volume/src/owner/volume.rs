@@ -34,6 +34,9 @@ pub(crate) struct Settling {
     pub head: u64,
     /// The grace period after which no write that began before is in flight.
     pub epoch: u64,
+    /// No write is in flight any more, and this flush makes them durable: what the snapshot is
+    /// read to hold is not undone by power loss.
+    pub flush: Option<u64>,
 }
 
 impl Volume {

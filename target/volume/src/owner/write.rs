@@ -162,6 +162,14 @@ impl Owner {
         if present != 0 && self.tree.adopt(at, present, &self.space) {
             own |= present;
         }
+        // The rest of a partly written block is read from where the snapshot has it now. Writes
+        // that began before are still changing it there.
+        let settling = self.volumes.get(&key.0).and_then(|volume| volume.settling);
+        let settles = settling.is_some_and(|settling| settling.flush.is_none());
+        if settles && part.is_partial() && mask & !own != 0 {
+            self.stalled.push_back(id);
+            return Some(Look::Waits);
+        }
         if own == 0 {
             return None;
         }
@@ -553,11 +561,13 @@ impl Owner {
                 state.pending &= !touch.mask;
                 if touch.position.is_none() && state.cluster == touch.cluster {
                     state.used &= !touch.mask;
+                    if state.used == 0 {
+                        state.cluster = 0;
+                    }
                 }
-                if state.used == 0 && touch.position.is_none() {
-                    self.space.untake(touch.cluster);
-                    state.cluster = 0;
-                }
+            }
+            if touch.position.is_none() {
+                self.untake_if_unused(touch.cluster);
             }
             self.wake_entry(key);
         }

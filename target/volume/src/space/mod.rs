@@ -218,6 +218,11 @@ impl Space {
         Some(cluster)
     }
 
+    /// Whether it was taken and nobody holds it yet.
+    pub fn is_taken(&self, cluster: u32) -> bool {
+        self.count(cluster) == TAKEN
+    }
+
     /// Gives back what nobody came to hold.
     pub fn untake(&mut self, cluster: u32) {
         assert!(self.count(cluster) == TAKEN, "cluster {cluster:#x} is not just taken");

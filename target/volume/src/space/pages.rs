@@ -54,8 +54,8 @@ impl Pages {
 }
 
 impl Space {
-    /// Takes pages that lie side by side; the number of the first. Up to 16 lie in one cluster, more
-    /// in clusters side by side.
+    /// Takes pages that lie side by side; the number of the first. Up to 16 lie in one cluster,
+    /// more in clusters side by side.
     pub fn take_pages(&mut self, pages: u32) -> Option<u64> {
         assert!(pages > 0, "no pages");
         if pages > CLUSTER_BLOCKS {
@@ -95,8 +95,8 @@ impl Space {
         }
     }
 
-    /// Pages that were found to be in use when the pool was opened. False, and nothing changed, when
-    /// one of them is in use already or is none.
+    /// Pages that were found to be in use when the pool was opened. False, and nothing changed,
+    /// when one of them is in use already or is none.
     pub fn mark_pages(&mut self, page: u64, pages: u32) -> bool {
         let last = page.checked_add(u64::from(pages)).map(|end| end - 1);
         let cluster = |page: u64| u32::try_from(page / u64::from(CLUSTER_BLOCKS)).ok();

@@ -1,0 +1,139 @@
+//! A life of a pool: from when it is opened until everything ends. Cores are interleaved by
+//! chance; I/Os and calls come by chance; the model is told of each, and the images that the world
+//! takes meanwhile are compared with it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::attack;
+use crate::calls::{Asked, Plan};
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::model::Model;
+use crate::pool::{Pool, SLOTS};
+use crate::random::Random;
+use crate::traffic::Flight;
+use crate::world::End;
+
+/// See the module.
+pub(crate) struct Life {
+    pub pool: Pool,
+    pub model: Model,
+    pub random: Random,
+    pub config: Arc<Config>,
+    /// Lives before this one in this pool.
+    pub generation: u64,
+    pub flights: Vec<Option<Flight>>,
+    /// The call that has not been answered, and what is to follow it.
+    pub asked: Option<Asked>,
+    pub script: VecDeque<Plan>,
+    /// Names are never given twice.
+    pub next_name: u64,
+    pub statistics: Statistics,
+}
+
+/// What happened, so that a run can show that it did something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// I/Os that ended.
+    pub ios: u64,
+    /// Those that were refused for want of space.
+    pub full: u64,
+    /// Calls that did what they should.
+    pub calls: u64,
+    /// Calls that were refused.
+    pub refused: u64,
+    /// Ends after which the pool was opened and compared with the model.
+    pub points: u64,
+    /// Lives that went on after an end.
+    pub lives: u64,
+}
+
+impl Statistics {
+    /// Adds those of another life.
+    pub fn add(&mut self, other: &Statistics) {
+        self.ios += other.ios;
+        self.full += other.full;
+        self.calls += other.calls;
+        self.refused += other.refused;
+        self.points += other.points;
+        self.lives += other.lives;
+    }
+}
+
+impl Life {
+    /// What follows when a pool has been opened and is as the model says.
+    pub(crate) fn new(pool: Pool, model: Model, random: Random, config: &Arc<Config>) -> Self {
+        Self {
+            pool,
+            model,
+            random,
+            config: Arc::clone(config),
+            generation: 0,
+            flights: (0..SLOTS).map(|_| None).collect(),
+            asked: None,
+            script: VecDeque::new(),
+            next_name: 0,
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// Does so many things, sees them end, and is attacked meanwhile and then.
+    pub(crate) fn run(&mut self, operations: u64) -> Result<(), Failure> {
+        let mut begun = 0;
+        while begun < operations || self.is_busy() || self.is_calling() {
+            match self.random.below(16) {
+                0..=8 => {
+                    let lane = self.random.below(self.pool.lanes() as u64) as usize;
+                    self.turn(lane)?;
+                }
+                9..=14 if begun < operations => {
+                    begun += u64::from(self.submit_any());
+                    self.attack()?;
+                }
+                15 if begun < operations => self.plan_any(),
+                _ => {}
+            }
+        }
+        self.pool.check()?;
+        for end in End::ALL {
+            let image = self.pool.world.image(end);
+            self.attack_image(image)?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, lane: usize) -> Result<(), Failure> {
+        let goes_on = self.pool.turn(lane);
+        self.attack()?;
+        self.take_ends()?;
+        self.poll_calls()?;
+        if goes_on {
+            return Ok(());
+        }
+        let flights = self.flights.iter().flatten().map(|flight| format!("{flight:?}"));
+        let asked = self.asked.iter().map(|asked| format!("{asked:?}"));
+        Err(Failure::Stuck { waiting: flights.chain(asked).collect::<Vec<_>>().join(", ") })
+    }
+
+    /// A step at which the model has changed. Images are compared before it changes again: a later
+    /// model would expect more than an earlier image can hold.
+    pub(crate) fn step_on(&mut self) -> Result<(), Failure> {
+        self.pool.world.step_on();
+        self.attack()
+    }
+
+    /// Compares the images taken since the last time with the model.
+    fn attack(&mut self) -> Result<(), Failure> {
+        for image in self.pool.world.take_images() {
+            self.attack_image(image)?;
+        }
+        Ok(())
+    }
+
+    fn attack_image(&mut self, image: crate::world::Image) -> Result<(), Failure> {
+        let found = attack::survive(image, self)?;
+        self.statistics.add(&found);
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Pools survive ten thousand ends; and each bug that is planted in one is found.
+
+use sim::{Config, Statistics, run};
+use volume::Planted;
+
+/// Ends that have to be survived here; `cargo xtask sim` does any number.
+const POINTS: u64 = 10_000;
+/// Seeds in which a planted bug has to be found.
+const BUDGET: u64 = 80;
+
+#[test]
+fn ten_thousand_ends_break_no_promise() {
+    let mut sum = Statistics::default();
+    for seed in 1.. {
+        match run(seed, &Config::from_seed(seed)) {
+            Ok(summary) => sum.add(&summary.statistics),
+            Err(failure) => {
+                panic!("seed {seed}: {failure}\nagain: cargo xtask sim --first {seed} --seeds 1")
+            }
+        }
+        if sum.points >= POINTS {
+            break;
+        }
+    }
+    println!("{sum:?}");
+    assert!(sum.full > 0 && sum.lives > 0 && sum.calls > 0 && sum.refused > 0, "{sum:?}");
+}
+
+#[test]
+fn a_seed_is_the_same_run_each_time() {
+    for seed in [3, 4] {
+        let config = Config::from_seed(seed);
+        assert_eq!(run(seed, &config).unwrap(), run(seed, &config).unwrap());
+    }
+}
+
+#[test]
+fn every_bug_that_can_be_planted_has_a_test() {
+    let text = include_str!("pools.rs");
+    let missing = |bug: &&Planted| !text.contains(&format!("find(Planted::{bug:?})"));
+    assert_eq!(Planted::ALL.iter().filter(missing).collect::<Vec<_>>(), [] as [&Planted; 0]);
+}
+
+/// Runs seeds until one shows the bug.
+fn find(bug: Planted) {
+    for seed in 1..=BUDGET {
+        let config = Config { planted: Some(bug), ..Config::from_seed(seed) };
+        if let Err(failure) = run(seed, &config) {
+            println!("seed {seed}: {failure}");
+            return;
+        }
+    }
+    panic!("{bug:?} was not found in {BUDGET} seeds");
+}
+
+#[test]
+fn an_acknowledgement_before_the_data_is_found() {
+    find(Planted::AckBeforeData);
+}
+
+#[test]
+fn an_acknowledgement_before_the_record_is_found() {
+    find(Planted::AckBeforeRecord);
+}
+
+#[test]
+fn closing_without_a_flush_is_found() {
+    find(Planted::CloseWithoutFlush);
+}
+
+#[test]
+fn a_mark_without_fua_is_found() {
+    find(Planted::MarkWithoutFua);
+}
+
+#[test]
+fn guards_that_go_before_the_mark_is_durable_are_found() {
+    find(Planted::UnguardBeforeMark);
+}
+
+#[test]
+fn an_overwrite_of_an_open_block_is_found() {
+    find(Planted::OverwriteOpen);
+}
+
+#[test]
+fn reuse_before_the_release_is_durable_is_found() {
+    find(Planted::ReuseBeforeClosed);
+}
+
+#[test]
+fn reuse_before_the_grace_period_is_over_is_found() {
+    find(Planted::ReuseBeforeGrace);
+}
+
+#[test]
+fn reuse_of_blocks_of_a_cluster_is_found() {
+    find(Planted::ReuseBlocks);
+}
+
+#[test]
+fn first_touches_that_overlap_and_are_not_told_apart_are_found() {
+    find(Planted::OverlapNotResolved);
+}
+
+#[test]
+fn a_late_touch_that_is_not_in_the_snapshot_is_found() {
+    find(Planted::LateTouchNotInSnapshot);
+}
+
+#[test]
+fn a_snapshot_that_has_not_settled_is_found() {
+    find(Planted::SnapshotNotSettled);
+}
+
+#[test]
+fn a_fua_write_with_a_volatile_mapping_is_found() {
+    find(Planted::FuaMappingVolatile);
+}
+
+#[test]
+fn a_superblock_before_its_pages_is_found() {
+    find(Planted::SwitchWithoutFlush);
+}
+
+#[test]
+fn reuse_of_pages_before_the_superblock_is_durable_is_found() {
+    find(Planted::ReuseBeforeSwitch);
+}
+
+#[test]
+fn a_checkpoint_that_drops_what_is_pending_is_found() {
+    find(Planted::CheckpointDropsPending);
+}
+
+#[test]
+fn a_replay_that_does_not_verify_is_found() {
+    find(Planted::ReplayUnverified);
+}
+
+#[test]
+fn a_recovery_without_a_flush_is_found() {
+    find(Planted::RecoverWithoutFlush);
+}
+
+#[test]
+fn a_journal_that_goes_on_with_the_old_incarnation_is_found() {
+    find(Planted::OldIncarnation);
+}
