@@ -130,8 +130,8 @@ pub(crate) struct Owner {
     bugs: Bugs,
 }
 
-/// How much is done of so many things at hand, in one turn. A share of them rather than a number, so
-/// that they do not pile up however fast they come.
+/// How much is done of so many things at hand, in one turn. A share of them rather than a number,
+/// so that they do not pile up however fast they come.
 fn share_of(count: usize) -> usize {
     (count / 64).max(ITEMS_PER_TURN)
 }
