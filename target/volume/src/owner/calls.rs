@@ -34,7 +34,8 @@ pub enum Call {
         /// It takes no writes.
         read_only: bool,
     },
-    /// Makes a volume that nobody has open what a snapshot is. What it was becomes another snapshot.
+    /// Makes a volume that nobody has open what a snapshot is. What it was becomes another
+    /// snapshot.
     Rollback {
         /// The volume.
         volume: String,
@@ -71,8 +72,8 @@ pub enum Call {
     List,
     /// The pool.
     Info,
-    /// Takes the place of what it was cloned from: the snapshots that both have in common are its own
-    /// from here on. No data is copied, and no map is changed.
+    /// Takes the place of what it was cloned from: the snapshots that both have in common are its
+    /// own from here on. No data is copied, and no map is changed.
     Promote(String),
     /// Extents whose blocks are not at the same place in two snapshots or volumes: what was
     /// written between them, or never in one of them.

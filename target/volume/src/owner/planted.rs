@@ -24,12 +24,6 @@ pub enum Planted {
     ReuseBeforeGrace,
     /// A block of an own cluster is used again at once after it was deallocated.
     ReuseBlocks,
-    /// A write after a deallocation goes to the cluster that the deallocation let go.
-    KeepPlaces,
-    /// What is released while a checkpoint is written is used by it.
-    ReuseInCheckpoint,
-    /// Changes that a checkpoint holds are replayed over it.
-    CheckpointBehindChange,
     /// Two first touches of one block are not told apart.
     OverlapNotResolved,
     /// A first touch that ends after a snapshot is not in it, although its record is before.
@@ -64,9 +58,6 @@ impl Planted {
         Planted::ReuseBeforeClosed,
         Planted::ReuseBeforeGrace,
         Planted::ReuseBlocks,
-        Planted::KeepPlaces,
-        Planted::ReuseInCheckpoint,
-        Planted::CheckpointBehindChange,
         Planted::OverlapNotResolved,
         Planted::LateTouchNotInSnapshot,
         Planted::SnapshotNotSettled,

@@ -45,8 +45,8 @@ pub struct OpenOptions {
 /// owner's.
 ///
 /// # Errors
-/// A device is missing, foreign, or does not work; or what all volumes need is damaged. A volume that
-/// is damaged is no error: it stays closed, and [`Call::Info`] names it.
+/// A device is missing, foreign, or does not work; or what all volumes need is damaged. A volume
+/// that is damaged is no error: it stays closed, and [`Call::Info`] names it.
 pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, PoolError> {
     let OpenOptions { lanes, mut memory, planted } = options;
     let io = buffer(&mut memory)?;
