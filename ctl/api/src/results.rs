@@ -194,9 +194,11 @@ pub struct VolumeInfo {
     /// Size of its logical blocks in bytes.
     pub block_bytes: u32,
     /// Bytes that hold data, shared with others or not.
-    pub mapped_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapped_bytes: Option<u64>,
     /// Bytes that nothing else holds: what deleting it would free.
-    pub unique_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique_bytes: Option<u64>,
     /// Its labels.
     pub labels: Labels,
     /// For people.

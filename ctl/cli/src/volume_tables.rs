@@ -85,8 +85,8 @@ pub(crate) fn volumes(infos: &[VolumeInfo]) -> String {
                 info.name.clone(),
                 kind_text(info).to_owned(),
                 show_size(info.size_bytes),
-                show_size(info.mapped_bytes),
-                show_size(info.unique_bytes),
+                show_counted(info.mapped_bytes),
+                show_counted(info.unique_bytes),
                 or_dash(info.parent.as_deref()),
                 labels(&info.labels),
                 or_dash(info.claimed_by.as_deref()),
@@ -104,8 +104,8 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
         (kind_text(info), info.name.clone()),
         ("uuid", info.uuid.clone()),
         ("size", format!("{}, blocks of {}", show_size(info.size_bytes), info.block_bytes)),
-        ("data", show_size(info.mapped_bytes)),
-        ("own", format!("{}: what deleting it frees", show_size(info.unique_bytes))),
+        ("data", show_counted(info.mapped_bytes)),
+        ("own", format!("{}: what deleting it frees", show_counted(info.unique_bytes))),
         ("comes from", or_dash(info.parent.as_deref())),
     ];
     if info.kind == VolumeKind::Snapshot {
@@ -147,7 +147,7 @@ pub(crate) fn tree(infos: &[VolumeInfo]) -> String {
             format!("{indent}{branch}{}", info.name),
             kind_text(info).to_owned(),
             show_size(info.size_bytes),
-            show_size(info.unique_bytes),
+            show_counted(info.unique_bytes),
             or_dash(info.claimed_by.as_deref()),
         ]);
         let indent = match branch {
@@ -211,6 +211,11 @@ fn lines(facts: &[(&str, String)]) -> String {
     facts.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// A size that is only counted where volumes are listed.
+fn show_counted(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "-".to_owned(), show_size)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,8 +230,8 @@ mod tests {
             read_only: false,
             size_bytes: 1 << 30,
             block_bytes: 4096,
-            mapped_bytes: 0,
-            unique_bytes: 0,
+            mapped_bytes: Some(0),
+            unique_bytes: Some(0),
             labels: Labels::new(),
             description: String::new(),
             created_s: 0,

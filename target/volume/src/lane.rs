@@ -31,6 +31,8 @@ pub struct Lane {
     devices: Devices,
     epoch: LaneEpoch,
     volumes: Vec<Option<Attached>>,
+    /// Volumes that take no writes for the moment.
+    frozen: Vec<u32>,
     requests: Vec<Request>,
     vacant: Vec<u32>,
     pieces: Pieces,
@@ -72,6 +74,7 @@ impl Lane {
             devices,
             epoch,
             volumes: Vec::new(),
+            frozen: Vec::new(),
             requests: vec![request; LANE_REQUESTS],
             vacant: (0..LANE_REQUESTS as u32).rev().collect(),
             pieces: Pieces::default(),
@@ -88,7 +91,8 @@ impl Lane {
         if channel == self.volumes.len() {
             self.volumes.push(None);
         }
-        self.volumes[channel] = Some(Attached { handle, frozen: false });
+        let frozen = self.frozen.contains(&handle.id());
+        self.volumes[channel] = Some(Attached { handle, frozen });
         channel as u32
     }
 
@@ -244,6 +248,10 @@ impl Lane {
     }
 
     fn set_frozen(&mut self, volumes: &[u32], frozen: bool) {
+        match frozen {
+            true => self.frozen.extend(volumes),
+            false => self.frozen.retain(|volume| !volumes.contains(volume)),
+        }
         for attached in self.volumes.iter_mut().flatten() {
             if volumes.contains(&attached.handle.id()) {
                 attached.frozen = frozen;

@@ -3,23 +3,23 @@
 //! `docs/volumes.md` says how it works and why nothing acknowledged is lost;
 //! `docs/on-disk-format.md` has the bytes.
 //!
-//! [`pool::create`] and [`pool::open`] wait for devices. Everything else is in [`Lane`], one for each
-//! core, which is polled and never waits.
+//! [`pool::create`] and [`pool::open`] wait for devices. Everything else is in [`Lane`], one for
+//! each core, which is polled and never waits.
 //!
 //! What it does not do: mirroring, checksums of data at rest, compression, encryption, quotas.
 #![forbid(unsafe_code)]
 
 mod devices;
-mod epoch;
+pub mod epoch;
 pub mod format;
 mod lane;
 pub mod limits;
-mod map;
+pub mod map;
 mod owner;
 mod pieces;
 pub mod pool;
 mod shared;
-mod space;
+pub mod space;
 mod sync;
 mod wait;
 

@@ -118,3 +118,8 @@ const _: () =
     assert!(WINDOW_CLUSTERS == u64::BITS, "a window is a word of the map of free clusters");
 /// Leaves of each of two trees that one call of diff looks at.
 pub const DIFF_LEAVES: usize = 64;
+/// Volumes and snapshots of a pool.
+pub const MAX_VOLUMES: usize = 40_000;
+
+// An entry of the catalog takes 88 bytes.
+const _: () = assert!(MAX_VOLUMES * 88 + 4096 <= MAX_CATALOG_PAGES as usize * BLOCK_BYTES as usize);

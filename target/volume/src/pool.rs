@@ -123,7 +123,8 @@ pub enum PoolError {
 /// How a pool is made.
 #[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
-    /// Bytes of each of the two copies of the journal; by default a 64th of the pool, within limits.
+    /// Bytes of each of the two copies of the journal; by default a 64th of the pool, within
+    /// limits.
     pub journal_bytes: Option<u64>,
     /// Make it although a device holds something.
     pub force: bool,

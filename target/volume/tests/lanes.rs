@@ -61,7 +61,7 @@ impl Load {
                 continue;
             }
             let buffer = self.data.subspan(tag * 4096, 4096);
-            let writes = self.next_random() % 2 == 0;
+            let writes = self.next_random().is_multiple_of(2);
             let version = match writes {
                 true => self.versions.sent[block as usize].fetch_add(1, Ordering::SeqCst) + 1,
                 false => 0,
@@ -141,8 +141,8 @@ impl Snapshots {
         }
     }
 
-    /// Each block has a version that was acknowledged before the snapshot was asked for, or was sent
-    /// until it was there; and the same when it is read again.
+    /// Each block has a version that was acknowledged before the snapshot was asked for, or was
+    /// sent until it was there; and the same when it is read again.
     fn check_one(&mut self, name: &str, data: DmaSpan) {
         let before = Versions::read(&self.load.versions.acknowledged);
         self.call(Call::Snapshot(vec![("v".into(), name.into())]));

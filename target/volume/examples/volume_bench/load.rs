@@ -88,8 +88,8 @@ impl Run {
         self.ios as f64 / self.elapsed.as_secs_f64()
     }
 
-    /// In a second of the core: where nothing is waited for, the same on a machine with nothing else
-    /// to do.
+    /// In a second of the core: where nothing is waited for, the same on a machine with nothing
+    /// else to do.
     pub fn busy_iops(&self) -> f64 {
         self.ios as f64 / self.busy.as_secs_f64()
     }

@@ -5,11 +5,10 @@
 //! cargo run --release -p volume --example volume_bench -- --only mapped,first
 //! ```
 //!
-//! One core, one lane, polled from here. What is compared runs in turns, several times; the figure is
-//! the median of the turns' ratios. Where nothing is waited for, time is that of the core that the
-//! process had. Devices are in memory; the slow one ends each I/O 80 µs after
-//! it was submitted. What needs more space than there is memory runs on a device that keeps
-//! only metadata.
+//! One core, one lane, polled from here. What is compared runs in turns, several times; the figure
+//! is the median of the turns' ratios. Where nothing is waited for, time is that of the core that
+//! the process had. Devices are in memory; the slow one ends each I/O 80 µs after it was submitted.
+//! What needs more space than there is memory runs on a device that keeps only metadata.
 //!
 //! It does not measure the protocol above volumes, several cores, or an SSD.
 #![forbid(unsafe_code)]

@@ -12,7 +12,7 @@ use super::info::{PoolInfo, VolumeInfo};
 use super::{Owner, Planted};
 use crate::format::{Extent, Record, VolumeDescriptor, VolumeKind, is_name};
 use crate::limits::{
-    BLOCK_BYTES, CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS,
+    BLOCK_BYTES, CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS, MAX_VOLUMES,
 };
 use crate::shared::{ToLane, VolumeHandle};
 
@@ -34,7 +34,8 @@ pub enum Call {
         /// It takes no writes.
         read_only: bool,
     },
-    /// Makes a volume that nobody has open what a snapshot is. What it was becomes another snapshot.
+    /// Makes a volume that nobody has open what a snapshot is. What it was becomes another
+    /// snapshot.
     Rollback {
         /// The volume.
         volume: String,
@@ -71,8 +72,8 @@ pub enum Call {
     List,
     /// The pool.
     Info,
-    /// Takes the place of what it was cloned from: the snapshots that both have in common are its own
-    /// from here on. No data is copied, and no map is changed.
+    /// Takes the place of what it was cloned from: the snapshots that both have in common are its
+    /// own from here on. No data is copied, and no map is changed.
     Promote(String),
     /// Extents whose blocks are not at the same place in two snapshots or volumes: what was
     /// written between them, or never in one of them.
@@ -248,7 +249,7 @@ impl Owner {
         if !self.calls.waiting.is_empty() {
             self.poll_waiting();
         }
-        if self.freezing.is_some() || (!self.journal.has_room(true) && !self.journal.is_broken()) {
+        if self.freezing.is_some() || (!self.journal.has_room(false) && !self.journal.is_broken()) {
             return;
         }
         let Some((id, call)) = self.calls.queue.pop_front() else { return };
@@ -290,7 +291,7 @@ impl Owner {
     }
 
     fn poll_freezing(&mut self) {
-        let room = self.journal.has_room(true) || self.journal.is_broken();
+        let room = self.journal.has_room(false) || self.journal.is_broken();
         if !room || self.freezing.as_ref().is_none_or(|freezing| freezing.left > 0) {
             return;
         }
@@ -349,6 +350,7 @@ impl Owner {
             return Err(VolumeError::TooLarge { bytes: json.len() });
         }
         let position = self.journal.append(&Record::Change(&json));
+        self.last_change = position.sequence;
         self.apply(change, position.sequence);
         let sequence = position.sequence;
         self.calls.waiting.push(Waiting { id, sequence, settling, reply });
@@ -372,6 +374,10 @@ impl Owner {
                 let source = self.find(snapshot)?;
                 self.check_kind(source, true)?;
                 self.check_new(name)?;
+                if self.is_settling(source) {
+                    self.calls.queue.push_back((id, call.clone()));
+                    return Ok(None);
+                }
                 let mut descriptor = self.derived(source, name, VolumeKind::Volume);
                 descriptor.read_only = *read_only;
                 let made = vec![descriptor.id];
@@ -384,6 +390,15 @@ impl Owner {
                 self.check_kind(to, true)?;
                 self.check_unused(volume)?;
                 self.check_new(kept)?;
+                let sizes = [volume, to].map(|id| self.volumes[&id].descriptor.block_bytes);
+                if sizes[0] != sizes[1] {
+                    let name = self.volumes[&to].descriptor.name.clone();
+                    return Err(VolumeError::Kind { name, what: "of another block size" });
+                }
+                if self.is_settling(to) {
+                    self.calls.queue.push_back((id, call.clone()));
+                    return Ok(None);
+                }
                 let kept = self.derived(volume, kept, VolumeKind::Snapshot);
                 let change = Change::Rollback { id: volume, to, kept };
                 self.commit_change(id, &change, vec![], vec![volume])?;
@@ -398,7 +413,7 @@ impl Owner {
             }
             Call::Open(name) => {
                 let volume = self.find(name)?;
-                if self.volumes.values().any(|v| v.settling.is_some_and(|s| s.snapshot == volume)) {
+                if self.is_settling(volume) {
                     self.calls.queue.push_back((id, call.clone()));
                     return Ok(None);
                 }
@@ -479,6 +494,9 @@ impl Owner {
         if bytes < descriptor.bytes {
             let root = self.volumes[&volume].root();
             if !force && self.has_blocks_from(root, bytes.div_ceil(4096)) {
+                let blocks = descriptor.bytes / u64::from(descriptor.block_bytes);
+                let handle = &self.volumes[&volume].handle;
+                handle.block_count.store(blocks, Ordering::Release);
                 return Err(VolumeError::Written { name: name.to_owned(), bytes });
             }
             let blocks = bytes / u64::from(descriptor.block_bytes);
@@ -491,7 +509,7 @@ impl Owner {
                 write.volume == volume && late
             };
             if self.writes.iter().any(late) {
-                let call = Call::Resize { name: name.to_owned(), bytes, force: true };
+                let call = Call::Resize { name: name.to_owned(), bytes, force };
                 self.calls.queue.push_front((id, call));
                 return Ok(None);
             }
@@ -592,11 +610,22 @@ impl Owner {
         found.ok_or_else(|| VolumeError::Unknown { name: name.to_owned() })
     }
 
+    /// Whether a snapshot's blocks may still change.
+    fn is_settling(&self, snapshot: u32) -> bool {
+        self.volumes.values().any(|v| v.settling.is_some_and(|s| s.snapshot == snapshot))
+    }
+
     fn check_new(&self, name: &str) -> Result<(), VolumeError> {
         if !is_name(name) {
             return Err(VolumeError::Name { name: name.to_owned() });
         }
+        if self.volumes.len() + self.damaged.len() >= MAX_VOLUMES {
+            let reason = format!("the pool has {MAX_VOLUMES} volumes and snapshots already");
+            return Err(VolumeError::Invalid { reason });
+        }
+        let damaged = self.damaged.iter().any(|damaged| damaged.entry.name == name);
         match self.find(name) {
+            Err(_) if damaged => Err(VolumeError::Exists { name: name.to_owned() }),
             Ok(_) => Err(VolumeError::Exists { name: name.to_owned() }),
             Err(_) => Ok(()),
         }

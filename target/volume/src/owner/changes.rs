@@ -123,6 +123,7 @@ impl Owner {
         let root = self.volumes[&origin].root();
         let root = self.tree.share(root);
         self.add_volume(descriptor, root);
+        self.forget_places(origin, 0..=u32::MAX);
         let head = self.next_head();
         let epoch = self.epoch.retire();
         let Some(volume) = self.volumes.get_mut(&origin) else { return };
@@ -144,6 +145,7 @@ impl Owner {
         }
         // The rest reads as zeroes should it grow again.
         let (root, head) = volume.tree();
+        self.forget_places(id, 0..=u32::MAX);
         let first = bytes.div_ceil(u64::from(BLOCK_BYTES));
         let last = before.div_ceil(u64::from(BLOCK_BYTES));
         debug_assert!(before.div_ceil(u64::from(BLOCK_BYTES) * 16) <= MAX_VOLUME_CLUSTERS.into());
@@ -173,6 +175,7 @@ impl Owner {
         let (old, new) = (volume.root(), target.root());
         let bytes = target.descriptor.bytes;
         let new = self.tree.share(new);
+        self.forget_places(id, 0..=u32::MAX);
         match self.is_known(kept.id) {
             true => self.releases.add_item(sequence, Item::Map(Release::Root(old))),
             false => self.add_volume(kept, old),

@@ -8,7 +8,8 @@ use crate::limits::CLUSTER_BLOCKS;
 use crate::map::Fault;
 
 impl Owner {
-    /// What is wrong, each with where; nothing is changed. To be called when no checkpoint is going.
+    /// What is wrong, each with where; nothing is changed. To be called when no checkpoint is
+    /// going.
     pub(super) fn check(&self) -> Vec<String> {
         let volumes = self.volumes.values().map(|volume| volume.root());
         let damaged = self.damaged.iter().filter_map(|damaged| damaged.root);

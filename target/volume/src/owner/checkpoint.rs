@@ -119,14 +119,24 @@ impl Owner {
         }
     }
 
-    /// Takes hold of the instant. Snapshots that are not settled would be missing blocks whose
-    /// records are before theirs; there are none in what is replayed after this checkpoint.
+    /// Takes hold of the instant. What is replayed over this checkpoint, from the oldest record
+    /// that
+    /// is not in the maps yet, has no change of the catalog that is in it: a snapshot would miss
+    /// blocks whose records are before its own, a rollback or shrink would not undo them again.
     fn begin_checkpoint(&mut self) {
         let (used, blocks) = self.journal.usage();
         let wanted = used * 2 > blocks || !self.calls.checkpoints.is_empty();
         let settling = !self.settling.is_empty();
         let broken = self.journal.is_broken();
-        if !wanted || settling || self.freezing.is_some() || broken || !self.journal.turn_over() {
+        let oldest = self.pending.0.first_key_value();
+        let behind = oldest.is_some_and(|(sequence, _)| *sequence <= self.last_change);
+        if !wanted
+            || behind
+            || settling
+            || self.freezing.is_some()
+            || broken
+            || !self.journal.turn_over()
+        {
             return;
         }
         let start = match self.bugs.is(Planted::CheckpointDropsPending) {
@@ -223,10 +233,12 @@ impl Owner {
         }
         self.checkpoint.catalog.encode(&mut bytes);
         let pages = (bytes.len() / PAGE_BYTES) as u32;
-        let [Some(first), Some(second)] = [(); 2].map(|()| self.space.take_pages(pages)) else {
-            tracing::error!("no room for the catalog");
-            self.checkpoint.failed = true;
-            return;
+        let Some(first) = self.space.take_pages(pages) else {
+            return self.wait_for_catalog();
+        };
+        let Some(second) = self.space.take_pages(pages) else {
+            self.space.free_pages(first, pages);
+            return self.wait_for_catalog();
         };
         for (extent, page) in self.superblock.catalog.iter_mut().zip([first, second]) {
             if !extent.is_absent() {
@@ -236,6 +248,13 @@ impl Owner {
             self.checkpoint.add(*extent, bytes.clone());
         }
         self.checkpoint.step = Step::Pages;
+    }
+
+    /// There is no room for the catalog at the moment; it is made anew in the next turn.
+    fn wait_for_catalog(&mut self) {
+        let damaged = self.damaged.len();
+        let volumes = &mut self.checkpoint.catalog.volumes;
+        volumes.truncate(volumes.len() - damaged);
     }
 
     fn write_superblocks(&mut self) {

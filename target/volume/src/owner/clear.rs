@@ -25,7 +25,8 @@ impl Owner {
             return self.end_write(id, Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
         };
         if self.journal.is_broken() {
-            return self.end_write(id, Status::INTERNAL_ERROR);
+            // Zeroes at its edges may be on their way.
+            return self.fail_clear(id, Status::INTERNAL_ERROR);
         }
         let (block_bytes, size) = (volume.handle.block_bytes(), volume.descriptor.bytes);
         let frozen = volume.frozen;
@@ -87,6 +88,8 @@ impl Owner {
         let record = Record::Clear { volume, first_block: first, block_count: count };
         let position = self.journal.append(&record);
         self.writes[id as usize].last_record = Some(position.sequence);
+        let entry = |block: u64| (block / u64::from(CLUSTER_BLOCKS)) as u32;
+        self.forget_places(volume, entry(first)..=entry(first + count - 1));
         let (root, head) = self.volumes[&volume].tree();
         let mut released = std::mem::take(&mut self.released);
         self.tree.clear_range(root, head, first, count, &mut self.space, &mut released);

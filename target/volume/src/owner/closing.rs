@@ -174,6 +174,11 @@ impl Owner {
             self.end_write(id, status);
         }
         self.closing.failed = !status.is_success();
+        if self.closing.failed {
+            for (_, id) in std::mem::take(&mut self.wait_closed) {
+                self.end_write(id, status);
+            }
+        }
         match status.is_success() {
             true => self.closing.done = self.closing.begun,
             false => self.closing.flush_wanted = true,
@@ -210,11 +215,11 @@ impl Owner {
     fn end_open(&mut self) {
         let closed = self.closing.closed_before;
         for _ in 0..share_of(self.open.len()) {
-            let Some((sequence, volume, entry)) =
-                self.open.pop_front_if(|(sequence, _, _)| *sequence < closed)
-            else {
+            let first = self.open.front().copied();
+            let Some((sequence, volume, entry)) = first.filter(|first| first.0 < closed) else {
                 return;
             };
+            self.open.pop_front();
             self.closing.taken = self.closing.taken.saturating_sub(1);
             let hash_map::Entry::Occupied(mut state) = self.entries.entry((volume, entry)) else {
                 continue;

@@ -192,7 +192,9 @@ impl Journal {
             tracing::error!(sequence, ?status, "a copy of a journal block cannot be written");
             self.broken |= block.failures == 2;
         }
-        while let Some(block) = self.in_flight.pop_front_if(|block| block.copies_left == 0) {
+        while self.in_flight.front().is_some_and(|block| block.copies_left == 0)
+            && let Some(block) = self.in_flight.pop_front()
+        {
             self.buffers.push(block.buffer);
         }
     }

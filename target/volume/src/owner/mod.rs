@@ -94,6 +94,8 @@ pub(crate) struct Owner {
     volumes: BTreeMap<u32, Volume>,
     damaged: Vec<Damaged>,
     last_head: u64,
+    /// Journal block of the last change of the catalog.
+    last_change: u64,
     /// Volumes whose snapshot is not settled.
     settling: Vec<u32>,
     lists: VecDeque<Listing>,
@@ -128,8 +130,8 @@ pub(crate) struct Owner {
     bugs: Bugs,
 }
 
-/// How much is done of so many things at hand, in one turn. A share of them rather than a number, so
-/// that they do not pile up however fast they come.
+/// How much is done of so many things at hand, in one turn. A share of them rather than a number,
+/// so that they do not pile up however fast they come.
 fn share_of(count: usize) -> usize {
     (count / 64).max(ITEMS_PER_TURN)
 }
@@ -249,8 +251,13 @@ impl Owner {
         }
     }
 
-    /// Frees what nobody needs any more.
+    /// Frees what nobody needs any more. Nothing while a checkpoint is written: its maps are of the
+    /// instant when it began and may name what was released since, so it must not land there
+    /// itself, nor may anybody else before it is complete.
     fn poll_releases(&mut self) -> usize {
+        if self.is_checkpointing() {
+            return 0;
+        }
         let closed = match self.bugs.is(Planted::ReuseBeforeClosed) {
             true => u64::MAX,
             false => self.closing.closed_before,

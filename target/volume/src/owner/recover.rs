@@ -45,8 +45,8 @@ pub struct OpenOptions {
 /// owner's.
 ///
 /// # Errors
-/// A device is missing, foreign, or does not work; or what all volumes need is damaged. A volume that
-/// is damaged is no error: it stays closed, and [`Call::Info`] names it.
+/// A device is missing, foreign, or does not work; or what all volumes need is damaged. A volume
+/// that is damaged is no error: it stays closed, and [`Call::Info`] names it.
 pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, PoolError> {
     let OpenOptions { lanes, mut memory, planted } = options;
     let io = buffer(&mut memory)?;
@@ -174,6 +174,7 @@ impl Owner {
             volumes: Default::default(),
             damaged: Vec::new(),
             last_head: 0,
+            last_change: 0,
             settling: Vec::new(),
             lists: VecDeque::new(),
             writes: Vec::new(),
@@ -308,7 +309,9 @@ impl Recovery<'_> {
         let mut released = std::mem::take(&mut self.owner.released);
         match *record {
             Record::Map { volume, entry, mask, cluster, crcs } => {
-                if entry >= MAX_VOLUME_CLUSTERS || !self.owner.superblock.has_cluster(cluster) {
+                let holds = self.owner.superblock.has_cluster(cluster)
+                    && self.owner.space.may_hold(cluster);
+                if entry >= MAX_VOLUME_CLUSTERS || !holds {
                     return Err(format!("entry {entry}, cluster {cluster} are not possible"));
                 }
                 let verify = open && !self.owner.bugs.is(Planted::ReplayUnverified);

@@ -17,8 +17,8 @@ pub(crate) enum Item {
 }
 
 /// In the order of their records. An item is free again when its record is closed, because until
-/// then a crash may bring the old mapping back, and when the grace period is over, because until then
-/// an I/O that began under the old mapping may be in flight.
+/// then a crash may bring the old mapping back, and when the grace period is over, because until
+/// then an I/O that began under the old mapping may be in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Releases {
     list: VecDeque<Waiting>,

@@ -2,7 +2,10 @@
 //!
 //! A write is looked at as a whole before anything of it is done. If a block of it is being written
 //! for the first time by another one, or is open, it waits without holding anything, and is looked
-//! at again from the start. So overlapping first touches resolve once, and nothing waits in a circle.
+//! at again from the start. So overlapping first touches resolve once, and nothing waits in a
+//! circle.
+
+use std::ops::RangeInclusive;
 
 use bdev::Op;
 use dma::{DmaBuffer, DmaSpan};
@@ -267,7 +270,7 @@ impl Owner {
         {
             let (entry, _) = self.shared.map.entry(at.root, at.index);
             state.cluster = cluster;
-            state.used = self.shared.map.blocks_in(entry, cluster);
+            state.used = self.shared.map.blocks_in(entry, cluster) | state.pending;
             if !self.bugs.is(Planted::ReuseBlocks) {
                 state.used |= self.releases.cooling(cluster);
             }
@@ -332,10 +335,16 @@ impl Owner {
         self.launched.push_back(id);
     }
 
-    /// What was to be overwritten in place has not been deallocated meanwhile.
+    /// What was to be overwritten in place has not been deallocated meanwhile, and the entries
+    /// still have the clusters that were taken for the rest.
     fn is_still_own(&self, write: &Write, (root, head): (Root, u64)) -> bool {
         parts(write.start, write.bytes).all(|part| {
             let touch = write.touches.iter().find(|touch| touch.part.entry == part.entry);
+            let state = self.entries.get(&(write.volume, part.entry));
+            let place = state.map_or(0, |state| state.cluster);
+            if touch.is_some_and(|touch| touch.cluster != place) {
+                return false;
+            }
             let in_place = part.mask() & !touch.map_or(0, |touch| touch.mask);
             let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
             in_place == 0 || (leaf_head == head && in_place & !entry.own_mask() == 0)
@@ -573,6 +582,16 @@ impl Owner {
         }
         let write = &mut self.writes[id as usize];
         (write.touches, write.fills) = (touches, fills);
+    }
+
+    /// Entries look for a place anew: their cluster may be let go, or is a snapshot's by now. A new
+    /// block there would come too late to keep it.
+    pub(super) fn forget_places(&mut self, volume: u32, entries: RangeInclusive<u32>) {
+        for ((other, entry), state) in &mut self.entries {
+            if *other == volume && entries.contains(entry) {
+                (state.cluster, state.used) = (0, 0);
+            }
+        }
     }
 
     /// There is no free cluster: what is being released may bring one; else the host is told.
