@@ -119,6 +119,7 @@ fn reuse_before_the_grace_period_is_over_is_found() {
 }
 
 #[test]
+#[ignore = "takes minutes: `cargo nextest run -p sim --run-ignored only`"]
 fn reuse_of_blocks_of_a_cluster_is_found() {
     find(Planted::ReuseBlocks);
 }
@@ -149,6 +150,7 @@ fn a_superblock_before_its_pages_is_found() {
 }
 
 #[test]
+#[ignore = "takes minutes: `cargo nextest run -p sim --run-ignored only`"]
 fn reuse_of_pages_before_the_superblock_is_durable_is_found() {
     find_where(Planted::ReuseBeforeSwitch, long_flushes);
 }
