@@ -112,6 +112,6 @@ cat >"$RESULTS/report" <<REPORT
                 QD32  $qd32_iops IOPS, p50 $qd32_p50 us, p99 $qd32_p99 us
   CPU copies    0 bytes
   volumes       of $other: a snapshot, its clone and a rollback, every file verified
-$(sed 's/^/                /' <<<"$tree")
+                ${tree//$'\n'/$'\n'                }
   versions      $(forebay --version), Linux $(uname -r), $(nvme version | head -n 1)
 REPORT
