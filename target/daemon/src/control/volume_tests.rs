@@ -90,7 +90,16 @@ impl World {
         if let Some(path) = path {
             params["path"] = json!(path);
         }
-        self.ask("bdev.create", params).await.unwrap();
+        // A file is locked until whoever had it before, in this very process, has let it go.
+        for _ in 0..200 {
+            match self.ask("bdev.create", params.clone()).await {
+                Err(error) if error.code == ErrorCode::InUse => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                made => return assert!(made.is_ok(), "{made:?}"),
+            }
+        }
+        panic!("{name} stays in use");
     }
 
     /// A pool in memory, with a volume.
