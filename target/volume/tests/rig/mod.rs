@@ -26,7 +26,7 @@ impl Rig {
     }
 
     pub fn with_blocks(sizes: &[u64], block_bytes: u32) -> Self {
-        let arena = Arena::plain_pages(64 << 20).unwrap();
+        let arena = Arena::plain_pages(512 << 20).unwrap();
         let make = |(index, bytes): (usize, &u64)| -> Arc<dyn Bdev> {
             let blocks = bytes / u64::from(block_bytes);
             Arc::new(RamBdev::new(&format!("r{index}"), block_bytes, blocks).unwrap())
@@ -57,6 +57,39 @@ impl Rig {
         let options = OpenOptions { lanes: 1, memory, planted: None };
         self.lane = pool::open(&self.bdevs, options).unwrap().pop();
         self.check();
+    }
+
+    /// Ends the pool; what the first device holds.
+    pub fn image(&mut self) -> Vec<u8> {
+        self.lane = None;
+        let bytes = self.bdevs[0].geometry().block_count as usize * 4096;
+        let mut image = vec![0; bytes];
+        for (block, page) in image.chunks_mut(4096).enumerate() {
+            self.raw(Op::Read, block as u64);
+            self.data.read(0, page);
+        }
+        image
+    }
+
+    /// Puts an image on the first device and opens the pool; false: it does not open.
+    pub fn open_image(&mut self, image: &[u8]) -> bool {
+        self.lane = None;
+        self.open.clear();
+        for (block, page) in image.chunks(4096).enumerate() {
+            self.data.write(0, page);
+            self.raw(Op::Write { fua: false }, block as u64);
+        }
+        let memory = Pool::new(self.arena, 2 << 20, 1 << 20).unwrap();
+        let options = OpenOptions { lanes: 1, memory, planted: None };
+        self.lane = pool::open(&self.bdevs, options).ok().and_then(|mut lanes| lanes.pop());
+        self.lane.is_some()
+    }
+
+    fn raw(&mut self, op: Op, block: u64) {
+        let mut channel = self.bdevs[0].open_channel(0).unwrap();
+        let io = Io { tag: 0, op, slba: block, block_count: 1, buffer: Some(self.data) };
+        channel.submit(io).unwrap();
+        channel.poll(Instant::now(), &mut bdev::Completions::with_capacity(1));
     }
 
     fn lane(&mut self) -> &mut Lane {
