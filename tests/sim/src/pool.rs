@@ -22,9 +22,9 @@ use crate::world::World;
 /// Bytes of a buffer, and of the largest I/O: four clusters may be touched.
 pub(crate) const SLOT_BYTES: u32 = 160 << 10;
 /// I/Os in flight.
-pub(crate) const SLOTS: usize = 32;
+pub(crate) const SLOTS: usize = 12;
 /// The harness's memory, which is a power of two.
-const SPAN_BYTES: usize = 8 << 20;
+const SPAN_BYTES: usize = 2 << 20;
 /// The owner's memory.
 const OWNER_BYTES: usize = 4 << 20;
 /// Polls without an end of anything after which something must be stuck.
