@@ -150,7 +150,6 @@ fn a_superblock_before_its_pages_is_found() {
 }
 
 #[test]
-#[ignore = "takes minutes: `cargo nextest run -p sim --run-ignored only`"]
 fn reuse_of_pages_before_the_superblock_is_durable_is_found() {
     find_where(Planted::ReuseBeforeSwitch, long_flushes);
 }
