@@ -90,12 +90,6 @@ impl Devices {
         self.list[index] = Some(Device { channel, block_bytes, volatile, backlog });
     }
 
-    /// Devices that have to be flushed for what completed on them to be durable.
-    pub(crate) fn volatile(&self) -> impl Iterator<Item = usize> + '_ {
-        let volatile = |device: &Option<Device>| device.as_ref().is_some_and(|d| d.volatile);
-        self.list.iter().enumerate().filter(move |(_, d)| volatile(d)).map(|(index, _)| index)
-    }
-
     /// Submits an I/O on `bytes` at `place`; multiples of the device's block.
     #[inline]
     pub(crate) fn submit(
@@ -129,10 +123,18 @@ impl Devices {
         }
     }
 
-    /// Flushes device number `index`.
-    pub(crate) fn flush(&mut self, index: usize, token: Token) {
-        let place = Place { cluster: (index as u32) << DEVICE_SHIFT, offset: 0 };
-        self.submit(Op::Flush, place, 0, None, token);
+    /// Flushes those devices that have to be for what completed on them to be durable; says how
+    /// many.
+    pub(crate) fn flush(&mut self, token: Token) -> u32 {
+        let mut count = 0;
+        for index in 0..self.list.len() {
+            if self.list[index].as_ref().is_some_and(|device| device.volatile) {
+                let place = Place { cluster: (index as u32) << DEVICE_SHIFT, offset: 0 };
+                self.submit(Op::Flush, place, 0, None, token);
+                count += 1;
+            }
+        }
+        count
     }
 
     /// Turns every channel once; what has completed is appended to `done`.

@@ -121,6 +121,16 @@ impl Lane {
         self.owner.as_ref()?.broken_pool()
     }
 
+    /// The owner's checkpoint finds no room.
+    pub(crate) fn lacks_pages(&self) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.lacks_pages())
+    }
+
+    /// The pool's name; empty on a lane without the owner.
+    pub(crate) fn pool_name(&self) -> String {
+        self.owner.as_ref().map(|owner| owner.pool_name()).unwrap_or_default()
+    }
+
     /// The next answer to a call.
     pub fn next_reply(&mut self) -> Option<(u64, Result<Reply, VolumeError>)> {
         self.owner.as_mut()?.next_reply()

@@ -145,7 +145,8 @@ pub struct Label {
     pub index: usize,
     /// Devices that it has.
     pub devices: usize,
-    /// Whether it was given up in good order, or is still open somewhere, or was not closed.
+    /// What its newest superblock says. An orderly end is not marked yet: a pool that was ever opened
+    /// says open.
     pub state: PoolState,
 }
 

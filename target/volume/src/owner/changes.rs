@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::volume::{Settling, Volume};
 use super::{Item, Owner};
 use crate::format::VolumeDescriptor;
-use crate::limits::{BLOCK_BYTES, MAX_VOLUME_CLUSTERS};
+use crate::limits::{BLOCK_BYTES, MAX_VOLUME_BYTES, MAX_VOLUME_CLUSTERS};
 use crate::map::Release;
 
 /// What a record says.
@@ -40,6 +40,27 @@ pub(crate) enum Change {
 pub(crate) struct Member {
     pub origin: u32,
     pub descriptor: VolumeDescriptor,
+}
+
+impl Change {
+    /// Whether it could have been made: one that comes from a device is looked at before it is
+    /// applied.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let (descriptors, bytes): (Vec<&VolumeDescriptor>, u64) = match self {
+            Change::Create { descriptor } | Change::Clone { descriptor, .. } => {
+                (vec![descriptor], 0)
+            }
+            Change::Rollback { kept, .. } => (vec![kept], 0),
+            Change::Snapshot { members } => (members.iter().map(|m| &m.descriptor).collect(), 0),
+            Change::Resize { bytes, .. } => (vec![], *bytes),
+            Change::Delete { .. } | Change::Describe { .. } | Change::Promote { .. } => (vec![], 0),
+        };
+        if bytes > MAX_VOLUME_BYTES {
+            return Err(format!("a volume of {bytes} bytes is not possible"));
+        }
+        let checked = descriptors.into_iter().try_for_each(VolumeDescriptor::check);
+        checked.map_err(|error| error.to_string())
+    }
 }
 
 impl Owner {

@@ -28,6 +28,8 @@ pub(crate) struct Checkpoint {
     /// Writes and flushes that have not ended.
     outstanding: u32,
     failed: bool,
+    /// There was no room in the last turn.
+    lacks_pages: bool,
     /// Pages that the checkpoint before needs, and this one does not.
     replaced: Vec<Extent>,
     /// Who asked for it.
@@ -77,6 +79,7 @@ impl Owner {
             }
             return;
         }
+        self.checkpoint.lacks_pages = false;
         match self.checkpoint.step {
             Step::Idle => self.begin_checkpoint(),
             Step::Nodes => self.write_nodes(),
@@ -170,7 +173,10 @@ impl Owner {
                 // The largest node is known to fit before it is asked for.
                 self.spare_pages = self.space.take_pages(CLUSTER_BLOCKS);
             }
-            let Some(spare) = self.spare_pages else { return };
+            let Some(spare) = self.spare_pages else {
+                self.checkpoint.lacks_pages = true;
+                return;
+            };
             let Some((node, bytes)) = self.tree.next_page() else {
                 if !self.tree.checkpoint_pending() {
                     self.checkpoint.step = Step::Descriptors;
@@ -204,6 +210,7 @@ impl Owner {
                 frozen.descriptor.encode(&mut bytes);
                 let Some(page) = self.space.take_pages((bytes.len() / PAGE_BYTES) as u32) else {
                     self.checkpoint.volumes.push_front(frozen);
+                    self.checkpoint.lacks_pages = true;
                     return;
                 };
                 let extent = Extent::of(page, &bytes);
@@ -252,6 +259,7 @@ impl Owner {
 
     /// There is no room for the catalog at the moment; it is made anew in the next turn.
     fn wait_for_catalog(&mut self) {
+        self.checkpoint.lacks_pages = true;
         let damaged = self.damaged.len();
         let volumes = &mut self.checkpoint.catalog.volumes;
         volumes.truncate(volumes.len() - damaged);
@@ -298,11 +306,14 @@ impl Owner {
     }
 
     fn flush_all(&mut self, context: &mut Context<'_>) {
-        let devices: Vec<usize> = context.devices.volatile().collect();
-        for device in devices {
-            self.checkpoint.outstanding += 1;
-            context.devices.flush(device, Token::Checkpoint(NO_BUFFER));
-        }
+        self.checkpoint.outstanding += context.devices.flush(Token::Checkpoint(NO_BUFFER));
+    }
+
+    /// Whether a checkpoint has nothing under way and finds no room for what is left of it.
+    pub(crate) fn lacks_pages(&self) -> bool {
+        let checkpoint = &self.checkpoint;
+        let places = matches!(checkpoint.step, Step::Nodes | Step::Descriptors);
+        places && checkpoint.is_written() && checkpoint.lacks_pages
     }
 
     fn write_backlog(&mut self, context: &mut Context<'_>) {

@@ -141,17 +141,15 @@ impl Owner {
         if !wanted || !(advances || closing.flush_wanted || !closing.waiting.is_empty()) {
             return;
         }
-        let devices: Vec<usize> = context.devices.volatile().collect();
         self.closing.last = Some(context.now);
         self.closing.begun += 1;
         self.closing.flush_wanted = false;
         self.closing.taken = self.open.len();
         self.closing.flushing.append(&mut self.closing.waiting);
-        let skip = self.bugs.is(Planted::CloseWithoutFlush);
-        let left = if skip { 0 } else { devices.len() as u32 };
-        for device in devices.into_iter().take(left as usize) {
-            context.devices.flush(device, Token::Close);
-        }
+        let left = match self.bugs.is(Planted::CloseWithoutFlush) {
+            true => 0,
+            false => context.devices.flush(Token::Close),
+        };
         self.closing.step = Step::Flushing { target, left, status: Status::SUCCESS };
     }
 
@@ -169,10 +167,9 @@ impl Owner {
     /// durable, but may be overwritten in place only when a journal block says so: replay would
     /// find other data than their records name, and drop them.
     fn end_flushing(&mut self, target: u64, status: Status) {
-        let flushing = std::mem::take(&mut self.closing.flushing);
-        for id in flushing {
-            self.end_write(id, status);
-        }
+        let mut flushing = std::mem::take(&mut self.closing.flushing);
+        flushing.drain(..).for_each(|id| self.end_write(id, status));
+        self.closing.flushing = flushing;
         self.closing.failed = !status.is_success();
         if self.closing.failed {
             for (_, id) in std::mem::take(&mut self.wait_closed) {

@@ -81,10 +81,12 @@ impl<'a> Loader<'a> {
     ) -> Result<VolumeDescriptor, String> {
         let extent = entry.descriptor;
         let pages = crate::limits::MAX_DESCRIPTOR_PAGES;
-        let bytes = self.read_extent(owner, extent, pages, Part::Descriptor)?;
-        if !owner.space.mark_pages(extent.page, extent.pages) {
+        // Kept whatever is on them: it stays named as damaged.
+        let possible = extent.pages <= pages && owner.superblock.has_extent(&extent);
+        if !possible || !owner.space.mark_pages(extent.page, extent.pages) {
             return Err("its descriptor is where something else is".to_owned());
         }
+        let bytes = self.read_extent(owner, extent, pages, Part::Descriptor)?;
         let descriptor = VolumeDescriptor::decode(&bytes).map_err(|error| error.to_string())?;
         match descriptor.id == entry.id {
             true => Ok(descriptor),
@@ -155,7 +157,7 @@ impl Owner {
         self.volumes.insert(entry.id, volume);
     }
 
-    fn add_damaged(&mut self, entry: CatalogEntry, why: String, root: Option<Root>) {
+    pub(super) fn add_damaged(&mut self, entry: CatalogEntry, why: String, root: Option<Root>) {
         tracing::error!(volume = entry.name, why, "a volume is damaged and stays closed");
         self.damaged.push(Damaged { entry, why, root });
     }

@@ -207,6 +207,11 @@ impl Owner {
         work
     }
 
+    /// The pool's name.
+    pub(crate) fn pool_name(&self) -> String {
+        self.superblock.name.clone()
+    }
+
     /// The pool's name, if it takes no writes any more.
     pub(crate) fn broken_pool(&self) -> Option<String> {
         self.journal.is_broken().then(|| self.superblock.name.clone())

@@ -17,7 +17,9 @@ use super::releases::Releases;
 use super::{Call, Item, Owner, Pending, Planted};
 use crate::devices::{Devices, Place};
 use crate::epoch::OwnerEpoch;
-use crate::format::{PAGE_BYTES, PoolState, Record, Superblock, crc64, decode_block};
+use crate::format::{
+    CatalogEntry, PAGE_BYTES, PoolState, Record, Superblock, VolumeDescriptor, crc64, decode_block,
+};
 use crate::lane::Lane;
 use crate::limits::{
     BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, MAX_DEVICES, MAX_VOLUME_BLOCKS,
@@ -88,6 +90,10 @@ fn first_checkpoint(lane: &mut Lane) -> Result<(), PoolError> {
         if let Some(pool) = lane.broken_pool() {
             let reason = "the first checkpoint cannot be written".to_owned();
             return Err(PoolError::Damaged { pool, reason });
+        }
+        if lane.lacks_pages() {
+            let reason = "it has no room left for a checkpoint".to_owned();
+            return Err(PoolError::Damaged { pool: lane.pool_name(), reason });
         }
         std::thread::yield_now();
     }
@@ -272,6 +278,7 @@ impl Recovery<'_> {
 
     fn replay(&mut self, blocks: &[Page], closed_up_to: u64) -> Result<(), PoolError> {
         let (pool, incarnation) = (self.owner.superblock.pool, self.owner.superblock.incarnation);
+        let name = self.owner.superblock.name.clone();
         let mut cancelled = HashSet::new();
         for block in blocks {
             let Ok((_, records)) = decode_block(block, &pool, incarnation) else { continue };
@@ -287,7 +294,7 @@ impl Recovery<'_> {
                 let sequence = header.sequence;
                 let damaged = |reason: String| {
                     let reason = format!("journal block {sequence}, record {index}: {reason}");
-                    PoolError::Damaged { pool: String::new(), reason }
+                    PoolError::Damaged { pool: name.clone(), reason }
                 };
                 let record = record.map_err(|error| damaged(error.to_string()))?;
                 if cancelled.contains(&(sequence, index as u16)) {
@@ -340,6 +347,7 @@ impl Recovery<'_> {
             Record::Change(json) => {
                 let change: Change =
                     serde_json::from_slice(json).map_err(|error| error.to_string())?;
+                change.check()?;
                 self.owner.apply(&change, sequence);
             }
             Record::Cancel { .. } => {}
@@ -403,6 +411,16 @@ impl Owner {
         let damaged = self.damaged.iter().filter_map(|damaged| Some((damaged.root?, 0)));
         let roots: Vec<(Root, u64)> = roots.chain(damaged).collect();
         self.old_pages.extend(self.tree.recount(&roots, &mut self.space));
+        // Only now every page is known: a leaf that names one of them for data is damaged.
+        let lost = self.volumes.iter().filter(|(_, volume)| !self.tree.is_whole(volume.root()));
+        let lost: Vec<u32> = lost.map(|(id, _)| *id).collect();
+        for id in lost {
+            let Some(volume) = self.volumes.remove(&id) else { continue };
+            let VolumeDescriptor { id, name, .. } = volume.descriptor.clone();
+            let entry = CatalogEntry { id, name, descriptor: volume.extent };
+            let why = "its map names a page of metadata".to_owned();
+            self.add_damaged(entry, why, Some(volume.root()));
+        }
     }
 }
 
