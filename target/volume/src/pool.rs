@@ -145,8 +145,8 @@ pub struct Label {
     pub index: usize,
     /// Devices that it has.
     pub devices: usize,
-    /// What its newest superblock says. An orderly end is not marked yet: a pool that was ever opened
-    /// says open.
+    /// What its newest superblock says. An orderly end is not marked yet: a pool that was ever
+    /// opened says open.
     pub state: PoolState,
 }
 
