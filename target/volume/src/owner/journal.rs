@@ -73,6 +73,17 @@ impl Journal {
         self.broken
     }
 
+    /// Whether blocks are on their way, or it is more than half full or broken: somebody looks at
+    /// that in each turn.
+    pub(crate) fn has_work(&self) -> bool {
+        let (used, blocks) = self.usage();
+        !self.builder.is_empty()
+            || !self.sealed.is_empty()
+            || !self.in_flight.is_empty()
+            || used * 2 > blocks
+            || self.broken
+    }
+
     /// Takes no records any more.
     pub(crate) fn set_broken(&mut self) {
         self.broken = true;

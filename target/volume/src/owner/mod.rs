@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bdev::{Io, Op};
+use crossbeam_queue::ArrayQueue;
 use dma::{DmaBuffer, Pool as Memory};
 use foldhash::fast::RandomState;
 use nvme_spec::status::Status;
@@ -127,6 +128,8 @@ pub(crate) struct Owner {
     zeroes: DmaBuffer,
     pieces: Pieces,
     released: Vec<Release>,
+    /// The last turn left nothing to be done, and nobody has come since.
+    idle: bool,
     bugs: Bugs,
 }
 
@@ -157,6 +160,7 @@ impl Pending {
 impl Owner {
     /// Takes an I/O of a lane.
     pub(crate) fn handle_io(&mut self, origin: Origin, volume: u32, io: Io) {
+        self.idle = false;
         let Some(block_bytes) = self.volumes.get(&volume).map(|v| v.handle.block_bytes()) else {
             let status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
             return self.finished.push_back((origin, status));
@@ -177,6 +181,7 @@ impl Owner {
 
     /// A device has ended something.
     pub(crate) fn handle_device(&mut self, token: Token, status: Status) {
+        self.idle = false;
         match token {
             Token::Write(id) => self.handle_data(id, status),
             Token::Fill(id) => self.handle_filled(id, status),
@@ -204,7 +209,35 @@ impl Owner {
             self.start(id, context);
         }
         self.journal.submit(context.devices);
+        self.idle = !self.has_work();
         work
+    }
+
+    /// Whether a turn would do nothing. Most do nothing, and cost more than an I/O of a lane.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.idle && self.shared.to_owner.iter().all(ArrayQueue::is_empty)
+    }
+
+    /// Whether there is anything that goes on with time, or with the next turn. What comes from
+    /// outside ends idleness by itself; every list that a turn looks at stands here.
+    fn has_work(&self) -> bool {
+        let writes = [&self.ready, &self.launched, &self.stalled];
+        writes.iter().any(|list| !list.is_empty())
+            || !self.cleared.is_empty()
+            || !self.wait_closed.is_empty()
+            || !self.wait_space.is_empty()
+            || !self.finished.is_empty()
+            || !self.open.is_empty()
+            || !self.releases.is_empty()
+            || self.tree.has_doomed()
+            || self.closing.has_work()
+            || self.is_checkpointing()
+            || self.calls.has_work()
+            || self.freezing.is_some()
+            || !self.settling.is_empty()
+            || !self.lists.is_empty()
+            || self.journal.has_work()
     }
 
     /// The pool's name.
