@@ -158,12 +158,18 @@ impl Owner {
             state.waiting.push(id);
             return Some(Look::Waits);
         }
+        let open = self.entries.get(&key).and_then(|state| state.open_sequence);
+        let open = open.filter(|sequence| *sequence >= self.closing.closed_before);
         let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
         let mut own = if leaf_head == head { entry.own_mask() & mask } else { 0 };
-        let present = self.present(entry, mask & !own);
-        let at = At { root, head, index: part.entry };
-        if present != 0 && self.tree.adopt(at, present, &self.space) {
-            own |= present;
+        // While one is open, a crash may go back to what a block of the entry has left: its cluster
+        // must not become a place for new blocks.
+        if open.is_none() {
+            let present = self.present(entry, mask & !own);
+            let at = At { root, head, index: part.entry };
+            if present != 0 && self.tree.adopt(at, present, &self.space) {
+                own |= present;
+            }
         }
         // The rest of a partly written block is read from where the snapshot has it now. Writes
         // that began before are still changing it there.
@@ -176,17 +182,13 @@ impl Owner {
         if own == 0 {
             return None;
         }
-        let open = self.entries.get(&key).and_then(|state| state.open_sequence);
-        match open {
-            Some(sequence)
-                if sequence >= self.closing.closed_before
-                    && !self.bugs.is(Planted::OverwriteOpen) =>
-            {
+        match open.filter(|_| !self.bugs.is(Planted::OverwriteOpen)) {
+            Some(sequence) => {
                 self.closing.want(sequence + 1);
                 self.wait_closed.push((sequence + 1, id));
                 Some(Look::Waits)
             }
-            _ => {
+            None => {
                 if entry.guarded() {
                     // Of what is closed, or it came with a leaf that another volume had.
                     self.tree.set_guard(root, part.entry, false);
