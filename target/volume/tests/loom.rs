@@ -35,20 +35,26 @@ mod limits {
 mod sync {
     pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+    pub type Zeroed<A> = Box<[A]>;
+
     pub trait Atom: Sized {
-        fn zeroed(count: usize) -> Box<[Self]>;
+        fn zero() -> Self;
     }
 
     impl Atom for AtomicU32 {
-        fn zeroed(count: usize) -> Box<[AtomicU32]> {
-            (0..count).map(|_| AtomicU32::new(0)).collect()
+        fn zero() -> AtomicU32 {
+            AtomicU32::new(0)
         }
     }
 
     impl Atom for AtomicU64 {
-        fn zeroed(count: usize) -> Box<[AtomicU64]> {
-            (0..count).map(|_| AtomicU64::new(0)).collect()
+        fn zero() -> AtomicU64 {
+            AtomicU64::new(0)
         }
+    }
+
+    pub fn zeroed<A: Atom>(count: usize) -> Zeroed<A> {
+        (0..count).map(|_| A::zero()).collect()
     }
 }
 

@@ -211,6 +211,11 @@ impl Tree {
         if own & mask == mask {
             return true;
         }
+        // Most often somebody has the first one.
+        let first = self.map.cluster_of(entry, (mask & !own).trailing_zeros());
+        if first == 0 || space.holders(first) != 1 {
+            return false;
+        }
         let mut places = self.map.places(entry);
         let unshared = !entry.is_scattered() || self.lines[entry.value()] == 1;
         let clusters = places.clusters();

@@ -32,7 +32,7 @@ use crate::epoch::{LaneEpoch, OwnerEpoch};
 use crate::format::{CatalogEntry, Extent, Superblock};
 use crate::limits::{ITEMS_PER_TURN, LEAVES_PER_TURN};
 use crate::map::{Release, Root, Tree};
-use crate::pieces::Pieces;
+use crate::pieces::{Part, Pieces};
 use crate::shared::{Shared, ToLane, ToOwner, pop};
 use crate::space::Space;
 
@@ -128,6 +128,8 @@ pub(crate) struct Owner {
     zeroes: DmaBuffer,
     pieces: Pieces,
     released: Vec<Release>,
+    /// Of the write at hand: its parts, and their blocks that get a new place.
+    planned: Vec<(Part, u16)>,
     /// The last turn left nothing to be done, and nobody has come since.
     idle: bool,
     bugs: Bugs,
@@ -141,19 +143,37 @@ fn share_of(count: usize) -> usize {
 
 /// How many records of each journal block are not in maps yet.
 #[derive(Debug, Default)]
-pub(crate) struct Pending(BTreeMap<u64, u32>);
+pub(crate) struct Pending {
+    /// Sequence number of the first of `counts`.
+    first: u64,
+    /// From a block that has some on.
+    counts: VecDeque<u32>,
+}
 
 impl Pending {
+    /// One more of this block, which is the last one or follows it.
     fn add(&mut self, sequence: u64) {
-        *self.0.entry(sequence).or_default() += 1;
+        if self.counts.is_empty() {
+            self.first = sequence;
+        }
+        let place = (sequence - self.first) as usize;
+        if place >= self.counts.len() {
+            self.counts.resize(place + 1, 0);
+        }
+        self.counts[place] += 1;
     }
 
     fn remove(&mut self, sequence: u64) {
-        let Some(count) = self.0.get_mut(&sequence) else { unreachable!("it was added") };
-        *count -= 1;
-        if *count == 0 {
-            self.0.remove(&sequence);
+        self.counts[(sequence - self.first) as usize] -= 1;
+        while self.counts.front() == Some(&0) {
+            self.counts.pop_front();
+            self.first += 1;
         }
+    }
+
+    /// The oldest block that has some.
+    fn oldest(&self) -> Option<u64> {
+        (!self.counts.is_empty()).then_some(self.first)
     }
 }
 
@@ -349,7 +369,7 @@ impl Owner {
 
     /// Journal block of the oldest record that is not in maps yet, or the next one's.
     fn oldest_pending(&self) -> u64 {
-        self.pending.0.first_key_value().map_or(self.journal.next(), |(sequence, _)| *sequence)
+        self.pending.oldest().unwrap_or(self.journal.next())
     }
 
     fn end_write(&mut self, id: u32, status: Status) {

@@ -202,6 +202,7 @@ impl Owner {
             zeroes,
             pieces: Pieces::default(),
             released: Vec::new(),
+            planned: Vec::new(),
             idle: false,
             bugs,
         })
