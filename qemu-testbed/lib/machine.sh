@@ -160,8 +160,9 @@ replug_ssd() {
     [[ $1 == [0-7] ]] || return
     local file=$boot_dir/ssd$1-1.img node=replugged$1
     # QEMU 10 keeps the drive of a namespace that went with its SSD, and a lock on the file. Earlier
-    # ones do not, and say so here, which is no error.
+    # ones do not, and say so here, which is no error. Nor is it that there was no earlier replug.
     qmp '{"execute": "human-monitor-command", "arguments": {"command-line": "drive_del drive'"$1"'-1"}}'
+    qmp '{"execute": "blockdev-del", "arguments": {"node-name": "'"$node"'"}}'
     qmp '{"execute": "blockdev-add", "arguments": {"node-name": "'"$node"'", "driver": "raw",
         "file": {"driver": "file", "filename": "'"$file"'"}}}' || return
     qmp '{"execute": "device_add", "arguments": {"driver": "nvme", "id": "ssd'"$1"'",
