@@ -197,6 +197,7 @@ impl Owner {
             finished: VecDeque::new(),
             calls: Default::default(),
             freezing: None,
+            covers: Default::default(),
             old_pages: Vec::new(),
             spare_pages: None,
             zeroes,
@@ -398,6 +399,7 @@ impl Recovery<'_> {
         owner.superblock.state = PoolState::Open;
         owner.journal.restart(owner.superblock.incarnation, next);
         owner.closing = Closing::new(next);
+        owner.cover_all();
     }
 }
 
