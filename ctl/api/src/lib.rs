@@ -41,8 +41,8 @@ pub use size::{parse_size, show_size};
 pub use socket::{CallError, ControlSocket};
 pub use volumes::{
     Labels, PoolCreate, PoolDestroy, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff,
-    SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeResize,
-    VolumeRollback,
+    SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeReserve,
+    VolumeResize, VolumeRollback,
 };
 
 /// Where the daemon listens unless told otherwise.

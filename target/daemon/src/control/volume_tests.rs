@@ -234,6 +234,24 @@ async fn a_pool_is_destroyed_if_that_is_meant_and_its_devices_are_free() {
 }
 
 #[tokio::test]
+async fn a_volume_is_reserved_and_what_does_not_fit_is_refused_with_the_amount() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::with_volume(directory.path()).await;
+    let create =
+        |name: &str, bytes: u64| json!({"volume": name, "size_bytes": bytes, "reserve": true});
+    let info = world.ask("volume.create", create("tank/r", 1 << 20)).await.unwrap();
+    assert_eq!((&info["reserved"], &info["kept_bytes"]), (&json!(true), &json!(20 << 16)));
+    let pool = world.ask("pool.show", json!({"name": "tank"})).await.unwrap();
+    assert_eq!(pool["kept_bytes"], json!(20 << 16));
+    let error = world.refusal("volume.create", create("tank/s", 1 << 40)).await;
+    assert_eq!(error.code, ErrorCode::Limit);
+    assert!(error.message.contains("bytes are missing"), "{error}");
+    let change = json!({"volume": "tank/r", "reserve": false});
+    let info = world.ask("volume.reserve", change).await.unwrap();
+    assert_eq!((&info["reserved"], &info["kept_bytes"]), (&json!(false), &json!(0)));
+}
+
+#[tokio::test]
 async fn volumes_snapshots_and_clones_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let mut world = World::with_volume(directory.path()).await;

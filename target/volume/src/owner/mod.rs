@@ -14,6 +14,7 @@ mod load;
 mod planted;
 pub(crate) mod recover;
 mod releases;
+mod reserve;
 mod volume;
 mod write;
 
@@ -46,6 +47,7 @@ use info::Listing;
 use journal::Journal;
 use planted::Bugs;
 use releases::{Item, Releases};
+use reserve::Covers;
 use volume::Volume;
 use write::{EntryState, Write};
 
@@ -120,6 +122,7 @@ pub(crate) struct Owner {
     finished: VecDeque<(Origin, Status)>,
     calls: Calls,
     freezing: Option<Freezing>,
+    covers: Covers,
     /// Pages of the checkpoint on disk that the next one does not need.
     old_pages: Vec<Extent>,
     /// Room for the largest node, so that no node is taken for a checkpoint that has no place.
@@ -195,6 +198,7 @@ impl Owner {
         self.poll_launched(context);
         self.poll_cleared();
         work += self.poll_releases();
+        self.poll_covers();
         self.poll_calls();
         self.poll_closing(context);
         self.poll_checkpoint(context);

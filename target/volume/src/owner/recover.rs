@@ -195,6 +195,7 @@ impl Owner {
             finished: VecDeque::new(),
             calls: Default::default(),
             freezing: None,
+            covers: Default::default(),
             old_pages: Vec::new(),
             spare_pages: None,
             zeroes,
@@ -396,6 +397,7 @@ impl Recovery<'_> {
         owner.superblock.state = PoolState::Open;
         owner.journal.restart(owner.superblock.incarnation, next);
         owner.closing = Closing::new(next);
+        owner.cover_all();
     }
 }
 
