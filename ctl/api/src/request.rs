@@ -11,8 +11,9 @@ use crate::names::{
     check_pool_name, check_size, check_subsystem_nqn, check_volume_name,
 };
 use crate::volumes::{
-    PoolCreate, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate,
-    VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeResize, VolumeRollback,
+    PoolCreate, PoolDestroy, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList,
+    VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeReserve, VolumeResize,
+    VolumeRollback,
 };
 
 /// The methods in one table: variant, name, parameters.
@@ -84,6 +85,8 @@ methods! {
     PoolScan(Nothing) = "pool.scan";
     /// Closes a pool that nothing uses. Returns nothing.
     PoolExport(PoolName) = "pool.export";
+    /// Destroys a pool that nothing uses: its block devices are free. Returns nothing.
+    PoolDestroy(PoolDestroy) = "pool.destroy";
     /// Pools. Returns a list of `PoolInfo`.
     PoolList(Nothing) = "pool.list";
     /// One of them. Returns its `PoolInfo`.
@@ -103,6 +106,8 @@ methods! {
     VolumeRename(VolumeRename) = "volume.rename";
     /// Changes the size of a volume; hosts that have it hear of it. Returns its `VolumeInfo`.
     VolumeResize(VolumeResize) = "volume.resize";
+    /// Keeps space for all of a volume, or no longer. Returns its `VolumeInfo`.
+    VolumeReserve(VolumeReserve) = "volume.reserve";
     /// Changes labels and description of a volume or snapshot. Returns its `VolumeInfo`.
     VolumeLabel(VolumeLabel) = "volume.label";
     /// Makes a volume what a snapshot is. What it was stays as another snapshot. Returns the
@@ -349,6 +354,7 @@ impl Call {
             Call::PoolCreate(create) => create.check(),
             Call::PoolImport(PoolName { name })
             | Call::PoolExport(PoolName { name })
+            | Call::PoolDestroy(PoolDestroy { name, .. })
             | Call::PoolCheck(PoolName { name })
             | Call::PoolShow(PoolName { name }) => check_field("name", check_pool_name(name)),
             Call::VolumeCreate(create) => create.check(),
@@ -356,6 +362,7 @@ impl Call {
             Call::VolumeShow(VolumeName { volume })
             | Call::VolumeDelete(VolumeName { volume })
             | Call::VolumePromote(VolumeName { volume })
+            | Call::VolumeReserve(VolumeReserve { volume, .. })
             | Call::SnapshotDelete(VolumeName { volume })
             | Call::SnapshotList(SnapshotList { volume: Some(volume) }) => {
                 check_field("volume", check_volume_name(volume))

@@ -38,6 +38,14 @@ pub(crate) fn run_pool<W: Write>(
             session.wait_for(format!("closing {name}"));
             session.done(Call::PoolExport(named(name)), "closed; its block devices are free")
         }
+        PoolCommand::Destroy { name, force, yes } => {
+            if !yes {
+                ask(&format!("Destroy {name}"), &format!("{name} would be destroyed"))?;
+            }
+            session.wait_for(format!("destroying {name}"));
+            let destroy = api::PoolDestroy { name: name.clone(), force: *force };
+            session.done(Call::PoolDestroy(destroy), "destroyed; its block devices are free")
+        }
         PoolCommand::Check { name } => {
             session.wait_for(format!("checking {name}"));
             session.show(Call::PoolCheck(named(name)), |faults: &Vec<String>| {
@@ -88,11 +96,12 @@ pub(crate) fn run_volume<W: Write>(
 /// The call of a command that makes or changes one volume.
 fn change_call(command: &VolumeCommand) -> Result<Call, CliError> {
     Ok(match command {
-        VolumeCommand::Create { volume, size, block_size, labels, description } => {
+        VolumeCommand::Create { volume, size, block_size, reserve, labels, description } => {
             Call::VolumeCreate(api::VolumeCreate {
                 volume: volume.clone(),
                 size_bytes: *size,
                 block_bytes: *block_size,
+                reserve: *reserve,
                 labels: labels.map(),
                 description: description.clone(),
             })
@@ -105,6 +114,9 @@ fn change_call(command: &VolumeCommand) -> Result<Call, CliError> {
             size_bytes: *size,
             force: *force,
         }),
+        VolumeCommand::Reserve { volume, off } => {
+            Call::VolumeReserve(api::VolumeReserve { volume: volume.clone(), reserve: !off })
+        }
         VolumeCommand::Label { volume, changes, description } => {
             Call::VolumeLabel(api::VolumeLabel {
                 volume: volume.clone(),
@@ -156,18 +168,24 @@ fn labelled<W: Write>(
     if yes || volumes.is_empty() {
         return Ok(volumes);
     }
+    let names = volumes.join(", ");
+    ask(&format!("Delete {names}"), &format!("{names} would be deleted"))?;
+    Ok(volumes)
+}
+
+/// Asks on a terminal whether that is meant; elsewhere it needs to be said at once.
+fn ask(question: &str, would: &str) -> Result<(), CliError> {
     if !std::io::stdin().is_terminal() {
-        let message = format!("{} would be deleted; --yes does it", volumes.join(", "));
-        return Err(CliError::Usage(message));
+        return Err(CliError::Usage(format!("{would}; --yes does it")));
     }
     let mut errors = std::io::stderr();
-    write!(errors, "Delete {}? [y/N] ", volumes.join(", "))?;
+    write!(errors, "{question}? [y/N] ")?;
     errors.flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(volumes),
-        _ => Err(CliError::Usage("nothing was deleted".to_owned())),
+        "y" | "yes" => Ok(()),
+        _ => Err(CliError::Usage("nothing was done".to_owned())),
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) fn pool(info: &PoolInfo) -> String {
         facts.extend([
             ("size", show_size(info.size_bytes)),
             ("free", show_size(info.free_bytes)),
+            ("kept for reserved volumes", show_size(info.kept_bytes)),
+            ("left for other volumes", show_size(info.available_bytes)),
             ("being released", show_size(info.releasing_bytes)),
             ("used", format!("{} %, warns at 80 and 90 %", info.used_percent)),
             ("journal", format!("{} of {} blocks", info.journal_used, info.journal_blocks)),
@@ -57,14 +59,15 @@ pub(crate) fn pool(info: &PoolInfo) -> String {
 /// Pools that could be imported.
 pub(crate) fn found(found: &[FoundPool]) -> String {
     table(
-        &["POOL", "UUID", "BDEVS", "COMPLETE"],
+        &["POOL", "UUID", "BDEVS", "COMPLETE", "EXPORTED"],
         found.iter().map(|pool| {
             let (there, expected) = (pool.bdevs.len(), pool.bdevs_expected);
             let complete = match there < expected as usize {
                 true => format!("no: {there} of {expected}"),
                 false => "yes".to_owned(),
             };
-            [pool.name.clone(), pool.uuid.clone(), list(&pool.bdevs), complete]
+            let exported = if pool.exported { "yes" } else { "no: its target ended" }.to_owned();
+            [pool.name.clone(), pool.uuid.clone(), list(&pool.bdevs), complete, exported]
         }),
     )
 }
@@ -108,6 +111,9 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
         ("own", format!("{}: what deleting it frees", show_counted(info.unique_bytes))),
         ("comes from", or_dash(info.parent.as_deref())),
     ];
+    if info.reserved {
+        facts.push(("reserved", format!("{} more are kept for it", show_size(info.kept_bytes))));
+    }
     if info.kind == VolumeKind::Snapshot {
         facts.push(("snapshot of", or_dash(info.line.as_deref())));
         facts.push(("group", or_dash(info.group.as_deref())));
@@ -228,6 +234,8 @@ mod tests {
             line: line.map(str::to_owned),
             uuid: "u".to_owned(),
             read_only: false,
+            reserved: false,
+            kept_bytes: 0,
             size_bytes: 1 << 30,
             block_bytes: 4096,
             mapped_bytes: Some(0),
@@ -282,6 +290,8 @@ mod tests {
             bdevs: vec!["ssd0n1".to_owned()],
             size_bytes: 0,
             free_bytes: 0,
+            kept_bytes: 0,
+            available_bytes: 0,
             releasing_bytes: 0,
             used_percent: 0,
             journal_used: 0,

@@ -207,7 +207,8 @@ impl Life {
     fn end_flight(&mut self, slot: usize, flight: &Flight, status: Status) -> Result<(), Failure> {
         let Flight { name, op, units, expected } = flight;
         let success = status.is_success();
-        let is_full = status.code_and_type() == Status::CAPACITY_EXCEEDED;
+        let is_full =
+            status.code_and_type() == Status::CAPACITY_EXCEEDED && !self.model.is_reserved(name);
         let may_be = match expected {
             Expected::Since(_) => success,
             Expected::Refusal => !success,

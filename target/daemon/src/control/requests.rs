@@ -38,6 +38,7 @@ impl Control {
             Call::PoolImport(params) => return self.import_pool(params.name, reply),
             Call::PoolScan(_) => return self.scan_pools(reply),
             Call::PoolExport(params) => return self.export_pool(&params.name, reply),
+            Call::PoolDestroy(params) => return self.destroy_pool(&params, reply),
             Call::PoolCheck(params) => return self.check_pool(&params.name, reply),
             Call::PoolList(_) => return self.ask_pools(None, Question::Pools, reply),
             Call::PoolShow(api::PoolName { name }) => {
@@ -49,6 +50,7 @@ impl Control {
             | Call::VolumeDelete(_)
             | Call::VolumeRename(_)
             | Call::VolumeResize(_)
+            | Call::VolumeReserve(_)
             | Call::VolumeLabel(_)
             | Call::VolumeRollback(_)
             | Call::VolumePromote(_)

@@ -95,6 +95,7 @@ impl Owner {
         self.tree.clear_range(root, head, first, count, &mut self.space, &mut released);
         self.releases.add(position.sequence, &mut released);
         self.released = released;
+        self.recheck(volume, entry(first)..=entry(first + count - 1));
     }
 
     /// What is less than a block at either end is written with zeroes, unless it is zero.

@@ -14,6 +14,7 @@ mod load;
 mod planted;
 pub(crate) mod recover;
 mod releases;
+mod reserve;
 mod volume;
 mod write;
 
@@ -47,6 +48,7 @@ use info::Listing;
 use journal::Journal;
 use planted::Bugs;
 use releases::{Item, Releases};
+use reserve::Covers;
 use volume::Volume;
 use write::{EntryState, Write};
 
@@ -121,6 +123,7 @@ pub(crate) struct Owner {
     finished: VecDeque<(Origin, Status)>,
     calls: Calls,
     freezing: Option<Freezing>,
+    covers: Covers,
     /// Pages of the checkpoint on disk that the next one does not need.
     old_pages: Vec<Extent>,
     /// Room for the largest node, so that no node is taken for a checkpoint that has no place.
@@ -220,6 +223,7 @@ impl Owner {
         self.poll_launched(context);
         self.poll_cleared();
         work += self.poll_releases();
+        self.poll_covers();
         self.poll_calls();
         self.poll_closing(context);
         self.poll_checkpoint(context);
@@ -254,6 +258,7 @@ impl Owner {
             || self.closing.has_work()
             || self.is_checkpointing()
             || self.calls.has_work()
+            || self.covers.is_busy()
             || self.freezing.is_some()
             || !self.settling.is_empty()
             || !self.lists.is_empty()

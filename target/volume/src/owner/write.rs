@@ -164,7 +164,7 @@ impl Owner {
                 state.waiting.push(id);
                 return Err(Look::Waits);
             }
-            open = state.open_sequence.filter(|open| *open >= self.closing.closed_before);
+            open = state.open(self.closing.closed_before);
         }
         let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
         let mut own = if leaf_head == head { entry.own_mask() & mask } else { 0 };
@@ -230,7 +230,15 @@ impl Owner {
     ) -> Look {
         let at = At { root, head, index: part.entry };
         let Some(cluster) = self.find_place(volume, mask, at) else {
-            return self.wait_for_space(id, context);
+            let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
+            if leaf_head == head && entry.own_mask() & mask != 0 {
+                // Looking for a place has found that some of these blocks can be overwritten.
+                self.forget_plan(id);
+                self.end_epoch(id, context);
+                self.stalled.push_back(id);
+                return Look::Waits;
+            }
+            return self.wait_for_space(id, (volume, part.entry), context);
         };
         let touch = Touch { part, mask, cluster, position: None };
         self.writes[id as usize].touches.push(touch);
@@ -292,11 +300,22 @@ impl Owner {
         }
         if state.cluster == 0 || state.used & mask != 0 {
             let volume = self.volumes.get_mut(&volume);
-            let Some(cluster) = volume.and_then(|volume| self.space.take(&mut volume.run)) else {
+            let taken = volume.and_then(|own| own.take_cluster(at.index, &mut self.space));
+            let place = taken.map(|cluster| (cluster, 0)).or_else(|| {
+                // Nothing is left: what has become the entry's alone since will do, once no crash
+                // brings back what its blocks have left.
+                let open = state.open(self.closing.closed_before).is_some();
+                let own = !open && self.tree.adopt_any(at, &self.space);
+                let cluster = own.then(|| self.tree.own_cluster(at)).flatten()?;
+                let (entry, _) = self.shared.map.entry(at.root, at.index);
+                let used = self.shared.map.blocks_in(entry, cluster) | state.pending;
+                Some((cluster, used | self.releases.cooling(cluster)))
+            });
+            let Some((cluster, used)) = place.filter(|(_, used)| used & mask == 0) else {
                 self.drop_entry_if_idle(key);
                 return None;
             };
-            (state.cluster, state.used) = (cluster, 0);
+            (state.cluster, state.used) = (cluster, used);
         }
         state.used |= mask;
         state.pending |= mask;
@@ -593,11 +612,17 @@ impl Owner {
                         state.cluster = 0;
                     }
                 }
+                // Of a cluster to which nothing came in the end.
+                let taken = state.cluster == touch.cluster && self.space.is_taken(touch.cluster);
+                if taken && state.pending == 0 {
+                    (state.cluster, state.used) = (0, 0);
+                }
             }
             if touch.position.is_none() {
                 self.untake_if_unused(touch.cluster);
             }
             self.wake_entry(key);
+            self.recheck(volume, touch.part.entry..=touch.part.entry);
         }
         let write = &mut self.writes[id as usize];
         (write.touches, write.fills) = (touches, fills);
@@ -613,11 +638,27 @@ impl Owner {
         }
     }
 
-    /// There is no free cluster: what is being released may bring one; else the host is told.
-    fn wait_for_space(&mut self, id: u32, context: &mut Context<'_>) -> Look {
+    /// There is no free cluster: what is being released may bring one, or a write that is on its
+    /// way to the same entry or not closed yet; else the host is told.
+    fn wait_for_space(&mut self, id: u32, key: Key, context: &mut Context<'_>) -> Look {
         self.end_epoch(id, context);
+        let state = self.entries.get(&key);
+        if let Some(open) = state.and_then(|state| state.open(self.closing.closed_before)) {
+            // What has become the entry's alone cannot be used before.
+            self.forget_plan(id);
+            self.closing.want(open + 1);
+            self.wait_closed.push((open + 1, id));
+            return Look::Waits;
+        }
         if self.releases.is_empty() && !self.tree.has_doomed() {
-            return Look::Ends(Status::CAPACITY_EXCEEDED);
+            if state.is_none_or(|state| state.pending == 0) {
+                return Look::Ends(Status::CAPACITY_EXCEEDED);
+            }
+            self.forget_plan(id);
+            if let Some(state) = self.entries.get_mut(&key) {
+                state.waiting.push(id);
+            }
+            return Look::Waits;
         }
         self.forget_plan(id);
         self.closing.want(self.releases.last_position().unwrap_or(0) + 1);
@@ -662,6 +703,11 @@ impl Write {
 }
 
 impl EntryState {
+    /// Block of its last record, if that is open.
+    pub(crate) fn open(&self, closed_before: u64) -> Option<u64> {
+        self.open_sequence.filter(|sequence| *sequence >= closed_before)
+    }
+
     pub(crate) fn is_busy(&self) -> bool {
         self.pending != 0 || self.open_sequence.is_some() || !self.waiting.is_empty()
     }

@@ -71,6 +71,8 @@ pub struct Space {
     free: u64,
     /// Of those, what is left to metadata.
     reserve: u64,
+    /// Of those, what is kept for reserved volumes.
+    promised: u64,
     pages: Pages,
 }
 
@@ -100,6 +102,7 @@ impl Space {
             next_device: 0,
             free: 0,
             reserve: 0,
+            promised: 0,
             pages: Pages::default(),
         };
         space.devices.resize_with(MAX_DEVICES, Device::default);
@@ -182,9 +185,26 @@ impl Space {
         self.free
     }
 
-    /// Free ones that data may have: all but the reserve.
+    /// Free ones that data may have: all but the reserve and what is promised.
     pub fn available_clusters(&self) -> u64 {
-        self.free.saturating_sub(self.reserve)
+        self.free.saturating_sub(self.reserve + self.promised)
+    }
+
+    /// Clusters that are kept for those who take them by [`Space::take_promised`].
+    pub fn promised(&self) -> u64 {
+        self.promised
+    }
+
+    /// So many clusters are kept.
+    pub fn set_promised(&mut self, clusters: u64) {
+        self.promised = clusters;
+    }
+
+    /// How many clusters are missing for `more` to be promised; for 0, how many for metadata of
+    /// something new, to which half of the reserve is open.
+    pub fn lacking(&self, more: u64) -> u64 {
+        let reserve = if more == 0 { self.reserve / 2 } else { self.reserve };
+        (self.promised + more + reserve).saturating_sub(self.free)
     }
 
     /// Clusters of a device that are neither free nor fixed.
@@ -207,12 +227,30 @@ impl Space {
         }
     }
 
-    /// Takes a free cluster for data: the next of the run's. `None` when only the reserve is left.
+    /// Takes a free cluster for data: the next of the run's. `None` when only the reserve is left,
+    /// and what is promised.
     #[inline]
     pub fn take(&mut self, run: &mut Run) -> Option<u32> {
-        if self.free <= self.reserve {
+        if self.free <= self.reserve + self.promised {
             return None;
         }
+        self.take_any(run)
+    }
+
+    /// The same for who was promised it, which has that much less coming. The reserve has been
+    /// there when the promise was made; what metadata took of it since is not missed here. `None`
+    /// when it took nearly all: the next checkpoint needs the rest.
+    pub fn take_promised(&mut self, run: &mut Run) -> Option<u32> {
+        if self.free <= self.reserve / 4 {
+            return None;
+        }
+        let cluster = self.take_any(run)?;
+        self.promised = self.promised.saturating_sub(1);
+        Some(cluster)
+    }
+
+    #[inline]
+    fn take_any(&mut self, run: &mut Run) -> Option<u32> {
         let cluster = self.claim(run)?;
         self.set_count(cluster, TAKEN);
         Some(cluster)

@@ -117,14 +117,24 @@ impl Rig {
     }
 
     pub fn create(&mut self, name: &str, bytes: u64, block_bytes: u32) {
-        let create = CreateVolume {
+        self.try_create(name, bytes, block_bytes, false).unwrap();
+    }
+
+    pub fn try_create(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        block_bytes: u32,
+        reserve: bool,
+    ) -> Result<Reply, VolumeError> {
+        self.call(Call::Create(CreateVolume {
             name: name.to_owned(),
             bytes,
             block_bytes,
+            reserve,
             labels: Default::default(),
             description: String::new(),
-        };
-        self.call(Call::Create(create)).unwrap();
+        }))
     }
 
     pub fn snapshot(&mut self, volume: &str, name: &str) {
