@@ -621,7 +621,9 @@ impl Owner {
     /// way to the same entry; else the host is told.
     fn wait_for_space(&mut self, id: u32, key: Key, context: &mut Context<'_>) -> Look {
         self.end_epoch(id, context);
-        if self.releases.is_empty() && !self.tree.has_doomed() {
+        let releasing =
+            !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_frees();
+        if !releasing || self.bugs.is(Planted::RefusedBeforeReleases) {
             let state = self.entries.get(&key);
             if state.is_none_or(|state| state.pending == 0) {
                 return Look::Ends(Status::CAPACITY_EXCEEDED);
