@@ -11,8 +11,9 @@ use crate::names::{
     check_pool_name, check_size, check_subsystem_nqn, check_volume_name,
 };
 use crate::volumes::{
-    PoolCreate, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate,
-    VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeReserve, VolumeResize, VolumeRollback,
+    PoolCreate, PoolDestroy, PoolName, SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList,
+    VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename, VolumeReserve, VolumeResize,
+    VolumeRollback,
 };
 
 /// The methods in one table: variant, name, parameters.
@@ -84,6 +85,8 @@ methods! {
     PoolScan(Nothing) = "pool.scan";
     /// Closes a pool that nothing uses. Returns nothing.
     PoolExport(PoolName) = "pool.export";
+    /// Destroys a pool that nothing uses: its block devices are free. Returns nothing.
+    PoolDestroy(PoolDestroy) = "pool.destroy";
     /// Pools. Returns a list of `PoolInfo`.
     PoolList(Nothing) = "pool.list";
     /// One of them. Returns its `PoolInfo`.
@@ -351,6 +354,7 @@ impl Call {
             Call::PoolCreate(create) => create.check(),
             Call::PoolImport(PoolName { name })
             | Call::PoolExport(PoolName { name })
+            | Call::PoolDestroy(PoolDestroy { name, .. })
             | Call::PoolCheck(PoolName { name })
             | Call::PoolShow(PoolName { name }) => check_field("name", check_pool_name(name)),
             Call::VolumeCreate(create) => create.check(),

@@ -165,6 +165,9 @@ pub struct FoundPool {
     pub bdevs: Vec<String>,
     /// How many it has.
     pub bdevs_expected: u32,
+    /// Whether it was closed in order. If not, its target has ended otherwise.
+    #[serde(default)]
+    pub exported: bool,
 }
 
 /// Which of the two.

@@ -44,6 +44,17 @@ pub struct PoolName {
     pub name: String,
 }
 
+/// Parameters of `pool.destroy`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolDestroy {
+    /// Its name.
+    pub name: String,
+    /// Although there are volumes or snapshots in it.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// Parameters of `volume.create`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

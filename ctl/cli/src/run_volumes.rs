@@ -38,6 +38,14 @@ pub(crate) fn run_pool<W: Write>(
             session.wait_for(format!("closing {name}"));
             session.done(Call::PoolExport(named(name)), "closed; its block devices are free")
         }
+        PoolCommand::Destroy { name, force, yes } => {
+            if !yes {
+                ask(&format!("Destroy {name}"), &format!("{name} would be destroyed"))?;
+            }
+            session.wait_for(format!("destroying {name}"));
+            let destroy = api::PoolDestroy { name: name.clone(), force: *force };
+            session.done(Call::PoolDestroy(destroy), "destroyed; its block devices are free")
+        }
         PoolCommand::Check { name } => {
             session.wait_for(format!("checking {name}"));
             session.show(Call::PoolCheck(named(name)), |faults: &Vec<String>| {
@@ -160,18 +168,24 @@ fn labelled<W: Write>(
     if yes || volumes.is_empty() {
         return Ok(volumes);
     }
+    let names = volumes.join(", ");
+    ask(&format!("Delete {names}"), &format!("{names} would be deleted"))?;
+    Ok(volumes)
+}
+
+/// Asks on a terminal whether that is meant; elsewhere it needs to be said at once.
+fn ask(question: &str, would: &str) -> Result<(), CliError> {
     if !std::io::stdin().is_terminal() {
-        let message = format!("{} would be deleted; --yes does it", volumes.join(", "));
-        return Err(CliError::Usage(message));
+        return Err(CliError::Usage(format!("{would}; --yes does it")));
     }
     let mut errors = std::io::stderr();
-    write!(errors, "Delete {}? [y/N] ", volumes.join(", "))?;
+    write!(errors, "{question}? [y/N] ")?;
     errors.flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(volumes),
-        _ => Err(CliError::Usage("nothing was deleted".to_owned())),
+        "y" | "yes" => Ok(()),
+        _ => Err(CliError::Usage("nothing was done".to_owned())),
     }
 }
 

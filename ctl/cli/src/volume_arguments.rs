@@ -33,6 +33,18 @@ pub(crate) enum PoolCommand {
         #[arg(value_parser = checked(api::check_pool_name))]
         name: String,
     },
+    /// Destroy a pool of which nothing is exported: what is in it is lost, its block devices are
+    /// free
+    Destroy {
+        #[arg(value_parser = checked(api::check_pool_name))]
+        name: String,
+        /// Although there are volumes or snapshots in it
+        #[arg(long)]
+        force: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Compare what a pool has counted with its maps; I/O on it waits meanwhile
     Check {
         #[arg(value_parser = checked(api::check_pool_name))]

@@ -59,14 +59,15 @@ pub(crate) fn pool(info: &PoolInfo) -> String {
 /// Pools that could be imported.
 pub(crate) fn found(found: &[FoundPool]) -> String {
     table(
-        &["POOL", "UUID", "BDEVS", "COMPLETE"],
+        &["POOL", "UUID", "BDEVS", "COMPLETE", "EXPORTED"],
         found.iter().map(|pool| {
             let (there, expected) = (pool.bdevs.len(), pool.bdevs_expected);
             let complete = match there < expected as usize {
                 true => format!("no: {there} of {expected}"),
                 false => "yes".to_owned(),
             };
-            [pool.name.clone(), pool.uuid.clone(), list(&pool.bdevs), complete]
+            let exported = if pool.exported { "yes" } else { "no: its target ended" }.to_owned();
+            [pool.name.clone(), pool.uuid.clone(), list(&pool.bdevs), complete, exported]
         }),
     )
 }

@@ -145,8 +145,10 @@ pub struct Label {
     pub index: usize,
     /// Devices that it has.
     pub devices: usize,
-    /// What its newest superblock says. An orderly end is not marked yet: a pool that was ever
-    /// opened says open.
+    /// Whether this is one of them: it is none if it was removed, or if it was to be added and the
+    /// end came before.
+    pub member: bool,
+    /// Open if a target has the pool, or ended without closing it in order.
     pub state: PoolState,
 }
 
@@ -177,7 +179,7 @@ pub fn create(
             check_device(device, options.force, &io)?;
         }
         let superblock = first_superblock(name, &devices, options)?;
-        write_labels(&superblock, &mut devices, &io)
+        write_labels(&superblock, devices.iter_mut().enumerate(), &io)
     })();
     memory.free(io);
     made
@@ -268,15 +270,18 @@ fn first_superblock(
     })
 }
 
-/// Writes the superblock to all slots of all devices, durably: older labels are gone then.
-fn write_labels(
+/// Writes the superblock to all slots of these devices, each with its number, durably: older labels
+/// are gone then.
+fn write_labels<'a>(
     superblock: &Superblock,
-    devices: &mut [SyncDevice],
+    devices: impl Iterator<Item = (usize, &'a mut SyncDevice)>,
     io: &dma::DmaBuffer,
 ) -> Result<(), PoolError> {
     let last = superblock.generation;
+    let mut devices: Vec<_> = devices.collect();
     for generation in [last - 1, last] {
-        for (index, device) in devices.iter_mut().enumerate() {
+        for (index, device) in &mut devices {
+            let index = *index;
             let own = Superblock {
                 generation,
                 device: superblock.devices[index].uuid,
@@ -292,33 +297,65 @@ fn write_labels(
     Ok(())
 }
 
-/// The labels of those devices that bear one.
+/// The labels of those devices that bear one. What is said of a pool is what the newest of its
+/// superblocks says that are there.
 ///
 /// # Errors
 /// A device does not open or read.
 pub fn scan(bdevs: &[Arc<dyn Bdev>], memory: &mut Memory) -> Result<Vec<Label>, PoolError> {
     let io = buffer(memory)?;
-    let mut labels = Vec::new();
+    let mut found = Vec::new();
     let mut scan = |bdev: &Arc<dyn Bdev>| -> Result<(), PoolError> {
         let mut device = SyncDevice::open(bdev)?;
-        if device.clusters() == 0 {
-            return Ok(());
-        }
-        if let Ok(superblock) = read_label(&mut device, &io) {
-            labels.push(Label {
-                device: bdev.name().to_owned(),
-                uuid: superblock.pool,
-                index: usize::from(superblock.device_index),
-                devices: superblock.devices.iter().filter(|slot| slot.present).count(),
-                state: superblock.state,
-                pool: superblock.name,
-            });
+        if device.clusters() > 0
+            && let Ok(superblock) = read_label(&mut device, &io)
+        {
+            found.push((bdev.name().to_owned(), superblock));
         }
         Ok(())
     };
     let scanned = bdevs.iter().try_for_each(&mut scan);
     memory.free(io);
-    scanned.map(|()| labels)
+    scanned?;
+    let label = |(device, own): &(String, Superblock)| {
+        let same = found.iter().map(|(_, other)| other).filter(|other| other.pool == own.pool);
+        let newest = same.reduce(newer).unwrap_or(own);
+        let member = newest.devices.iter().position(|slot| slot.present && slot.uuid == own.device);
+        Label {
+            device: device.clone(),
+            pool: newest.name.clone(),
+            uuid: newest.pool,
+            index: member.unwrap_or(usize::from(own.device_index)),
+            devices: newest.devices.iter().filter(|slot| slot.present).count(),
+            member: member.is_some(),
+            state: newest.state,
+        }
+    };
+    Ok(found.iter().map(label).collect())
+}
+
+/// The one of two superblocks of a pool that counts.
+pub(crate) fn newer<'a>(a: &'a Superblock, b: &'a Superblock) -> &'a Superblock {
+    if a.generation < b.generation { b } else { a }
+}
+
+/// Ends a pool that nobody has open: its devices may be used for anything else.
+///
+/// # Errors
+/// A device is missing or does not work. Where that is in the midst of it, the pool does not open
+/// any more.
+pub fn destroy(bdevs: &[Arc<dyn Bdev>], memory: &mut Memory) -> Result<(), PoolError> {
+    let io = buffer(memory)?;
+    let destroyed = (|| {
+        let (mut superblock, _, mut devices) = find_devices(bdevs, &io)?;
+        superblock.state = PoolState::Destroyed;
+        superblock.generation += 2;
+        let devices = devices.iter_mut().enumerate();
+        let devices = devices.filter_map(|(index, device)| Some((index, device.as_mut()?)));
+        write_labels(&superblock, devices, &io)
+    })();
+    memory.free(io);
+    destroyed
 }
 
 /// The newest valid superblock of a device.
@@ -349,4 +386,5 @@ pub(crate) fn read_label(
     best.ok_or_else(|| PoolError::NoLabel { device, reason: reason.unwrap_or_else(none) })
 }
 
+use crate::owner::recover::find_devices;
 pub use crate::owner::recover::{OpenOptions, open};

@@ -16,6 +16,7 @@ mod gathering;
 mod health;
 mod hosts;
 mod job;
+mod leaving;
 mod listeners;
 mod pools;
 mod rdma;

@@ -2,19 +2,18 @@
 //!
 //! Reading and writing what is on the devices of a pool that is not open yet takes seconds: that is
 //! a [`Job`]. Its lanes go to the cores then; the owner's, which core 0 has, is asked by messages
-//! from there on (`volumes`). A pool goes in the opposite order: its namespaces, a checkpoint, the
-//! lanes, which a job takes apart, and at last its claims on the block devices.
+//! from there on (`volumes`). How a pool goes is in `leaving`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use api::results::FoundPool;
 use api::{ErrorCode, PoolCreate, RpcError};
 use bdev::{Bdev, Health};
 use dma::DmaSpan;
-use serde_json::{Value, json};
+use serde_json::json;
 use uuid::Uuid;
 use volume::{Call, CreateOptions, Label, Lane, OpenOptions, PoolError};
 
@@ -22,12 +21,13 @@ use super::Control;
 use super::exports::{bdev_error, in_use, not_found};
 use super::gathering::Gathering;
 use super::job::Job;
+use super::leaving::Stage;
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
 use super::volumes::{PoolCall, Rollback, Then};
 use crate::limits::{MAX_POOLS, POOL_BLOCK_BYTES, POOL_MEMORY_BYTES, POOLS_OPEN_LIMIT};
 use crate::message::CoreMessage;
-use crate::state::{SavedPool, State};
+use crate::state::SavedPool;
 
 /// How often each pool is asked how full it is.
 const WATCH_PERIOD: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ pub(super) struct Pools {
     pub(super) gatherings: HashMap<u64, Gathering>,
     pub(super) rollbacks: Vec<Rollback>,
     /// A block device has come: pools that are not open may be on it.
-    look_again: bool,
+    pub(super) look_again: bool,
     watch_due: Instant,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct OpenPool {
     pub(super) place: usize,
     pub(super) uuid: Uuid,
     pub(super) bdevs: Vec<String>,
-    memory: DmaSpan,
+    pub(super) memory: DmaSpan,
     pub(super) cache: bool,
     /// A device of it has failed.
     pub(super) lost: Arc<AtomicBool>,
@@ -70,30 +70,7 @@ pub(super) struct OpenPool {
     pub(super) damaged: Vec<(String, String)>,
     /// Percentage that was warned of.
     pub(super) warned: u8,
-    stage: Stage,
-}
-
-/// Where a pool is between open and closed.
-enum Stage {
-    /// Its volumes are being listed.
-    Opening,
-    Serving,
-    /// Its namespaces are going.
-    Leaving(Leave),
-    /// Its owner takes a checkpoint.
-    Checkpoint(Leave),
-    /// Its lanes come back from the cores.
-    Removing(Leave, Vec<Lane>, usize),
-    /// A job takes them apart.
-    Dropping(Leave, Job<()>),
-}
-
-/// The way out of a pool.
-#[derive(Default)]
-struct Leave {
-    /// Why it is not open any more, if it is to be again.
-    reason: Option<String>,
-    answer: Option<(Reply, Result<Value, RpcError>)>,
+    pub(super) stage: Stage,
 }
 
 /// Something that a job does.
@@ -301,7 +278,7 @@ impl Control {
         names.filter(closed).collect()
     }
 
-    fn note_pool_down(&mut self, name: &str, reason: &str) {
+    pub(super) fn note_pool_down(&mut self, name: &str, reason: &str) {
         tracing::error!(pool = name, reason, "not open");
         self.pools.down.insert(name.to_owned(), reason.to_owned());
     }
@@ -457,185 +434,6 @@ impl Control {
         Ok(())
     }
 
-    pub(super) fn export_pool(&mut self, name: &str, reply: Reply) {
-        let forget = |state: &mut State| state.pools.retain(|saved| saved.name != name);
-        let checked = self.check_pool_unused(name);
-        match checked.and_then(|()| self.commit(forget, |_| Ok(()))) {
-            Ok(()) if self.pools.open.contains_key(name) => {
-                self.leave_pool(name, None, Some((reply, Ok(json!({})))));
-            }
-            // It could not be opened: all there was is its entry.
-            Ok(()) => {
-                self.pools.down.remove(name);
-                let _ = reply.send(Ok(json!({})));
-            }
-            Err(error) => drop(reply.send(Err(error))),
-        }
-    }
-
-    fn check_pool_unused(&self, name: &str) -> Result<(), RpcError> {
-        let open = self.pools.open.get(name);
-        if open.is_none() && !self.pools.down.contains_key(name) {
-            return Err(self.unknown_pool(name));
-        }
-        if open.is_some_and(|pool| !matches!(pool.stage, Stage::Serving)) {
-            return Err(in_use(format!("{name} is being opened or closed; try again in a moment")));
-        }
-        let prefix = format!("{name}/");
-        let exports = self.state.exports.iter();
-        let used = exports.filter(|e| e.namespaces.iter().any(|n| n.bdev.starts_with(&prefix)));
-        let nqns: Vec<String> = used.map(|export| export.nqn.clone()).collect();
-        if let Some(nqn) = nqns.first() {
-            let error = in_use(format!("volumes of {name} are exported"));
-            let advice = format!("end that first, such as: forebay unexport {nqn}");
-            return Err(error.with_found(nqns).with_advice(advice));
-        }
-        let claimed = self.pools.volumes_of(name).into_iter();
-        match claimed.filter_map(|volume| self.bdevs.holder(&volume)).next() {
-            Some(holder) => Err(in_use(format!("a volume of {name} is in use by {holder}"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Begins to close a pool whose namespaces are gone, or on their way out.
-    fn leave_pool(
-        &mut self,
-        name: &str,
-        reason: Option<String>,
-        answer: Option<(Reply, Result<Value, RpcError>)>,
-    ) {
-        match self.pools.open.get_mut(name) {
-            Some(pool) if !pool.is_leaving() => {
-                pool.stage = Stage::Leaving(Leave { reason, answer });
-            }
-            // It goes already, and whoever asked for that is told when it is gone.
-            _ => {
-                if let Some((reply, answer)) = answer {
-                    let _ = reply.send(answer);
-                }
-            }
-        }
-    }
-
-    /// What could not be kept is closed again.
-    pub(super) fn refuse_pool(&mut self, name: &str, reply: Option<Reply>, error: RpcError) {
-        let reason = error.message.clone();
-        tracing::error!(pool = name, reason, "closed again");
-        let kept = self.state.pools.iter().any(|saved| saved.name == name);
-        let answer = reply.map(|reply| (reply, Err(error)));
-        self.leave_pool(name, kept.then_some(reason), answer);
-    }
-
-    /// Ends the pool that has this block device, which is lost. It stays in the state, and is
-    /// opened again when the device comes back.
-    pub(super) fn lose_pool_on(&mut self, bdev: &str) {
-        let has_it = |(_, pool): &(&String, &OpenPool)| pool.bdevs.iter().any(|one| one == bdev);
-        let Some(name) = self.pools.open.iter().find(has_it).map(|(name, _)| name.clone()) else {
-            return;
-        };
-        let reason = format!("{bdev} failed or was removed");
-        if let Some(pool) = self.pools.open.get(&name) {
-            pool.lost.store(true, Ordering::Relaxed);
-        }
-        self.leave_pool(&name, Some(reason), None);
-        for volume in self.pools.volumes_of(&name) {
-            self.stop_serving(&volume);
-        }
-        // Its owner may never answer.
-        self.fail_pool_calls(&name);
-    }
-
-    /// Begins to close every pool, because the daemon ends.
-    pub(super) fn begin_close_pools(&mut self) {
-        self.pools.look_again = false;
-        for name in self.pools.open.keys().cloned().collect::<Vec<_>>() {
-            self.leave_pool(&name, None, None);
-        }
-    }
-
-    fn poll_leaving(&mut self, name: &str) {
-        let used = self.pools.volumes_of(name).iter().any(|v| self.bdevs.holder(v).is_some());
-        let cores = self.cores.len();
-        let Some(pool) = self.pools.open.get_mut(name) else { return };
-        let (place, lost) = (pool.place, pool.lost.load(Ordering::Relaxed));
-        match std::mem::replace(&mut pool.stage, Stage::Opening) {
-            Stage::Leaving(leave) if !used && lost => {
-                pool.stage = Stage::Removing(leave, Vec::new(), cores);
-                self.remove_lanes(place);
-            }
-            Stage::Leaving(leave) if !used => {
-                pool.stage = Stage::Checkpoint(leave);
-                self.ask_pool(name, Call::Checkpoint, Then::Checkpoint);
-            }
-            // Its owner may never answer.
-            Stage::Checkpoint(leave) if lost => {
-                pool.stage = Stage::Removing(leave, Vec::new(), cores);
-                self.remove_lanes(place);
-            }
-            Stage::Removing(leave, lanes, 0) => {
-                let job = Job::start(move || {
-                    drop(lanes);
-                    Ok(())
-                });
-                pool.stage = Stage::Dropping(leave, job);
-                self.fail_pool_calls(name);
-            }
-            Stage::Dropping(leave, mut job) => match job.poll() {
-                Some(_) => self.finish_leaving_pool(name, leave),
-                None => pool.stage = Stage::Dropping(leave, job),
-            },
-            stage => pool.stage = stage,
-        }
-    }
-
-    /// The maps of a pool are on its devices.
-    pub(super) fn handle_checkpoint(&mut self, name: &str) {
-        let cores = self.cores.len();
-        let Some(pool) = self.pools.open.get_mut(name) else { return };
-        match std::mem::replace(&mut pool.stage, Stage::Opening) {
-            Stage::Checkpoint(leave) => {
-                pool.stage = Stage::Removing(leave, Vec::new(), cores);
-                let place = pool.place;
-                self.remove_lanes(place);
-            }
-            stage => pool.stage = stage,
-        }
-    }
-
-    fn remove_lanes(&mut self, place: usize) {
-        for core in 0..self.cores.len() {
-            self.tell(core, CoreMessage::RemoveLane { pool: place });
-        }
-    }
-
-    pub(super) fn handle_lane_removed(&mut self, place: usize, lane: Option<Box<Lane>>) {
-        let pool = self.pools.open.values_mut().find(|pool| pool.place == place);
-        if let Some(Stage::Removing(_, lanes, left)) = pool.map(|pool| &mut pool.stage) {
-            lanes.extend(lane.map(|lane| *lane));
-            *left -= 1;
-        }
-    }
-
-    fn finish_leaving_pool(&mut self, name: &str, leave: Leave) {
-        let Some(pool) = self.pools.open.remove(name) else { return };
-        for volume in pool.volumes.keys() {
-            if let Err(error) = self.bdevs.remove(volume) {
-                tracing::error!(%error, "a volume of a closed pool is in use");
-            }
-        }
-        pool.bdevs.iter().for_each(|bdev| self.bdevs.release(bdev));
-        if !pool.lost.load(Ordering::Relaxed) {
-            self.arena.give_back(pool.memory);
-        }
-        tracing::info!(pool = name, "closed");
-        if let Some(reason) = leave.reason {
-            self.note_pool_down(name, &reason);
-        }
-        if let Some((reply, answer)) = leave.answer {
-            let _ = reply.send(answer);
-        }
-    }
-
     pub(super) fn unknown_pool(&self, name: &str) -> RpcError {
         match self.pools.down.get(name) {
             Some(reason) => {
@@ -690,7 +488,7 @@ impl Pools {
 }
 
 impl OpenPool {
-    fn is_leaving(&self) -> bool {
+    pub(super) fn is_leaving(&self) -> bool {
         !matches!(self.stage, Stage::Opening | Stage::Serving)
     }
 }
@@ -701,15 +499,17 @@ fn open(devices: &[Arc<dyn Bdev>], cores: usize, memory: dma::Pool) -> Result<Ve
     volume::pool::open(devices, options).map_err(pool_error)
 }
 
-/// Labels by pool.
+/// Labels by pool, of those that can be opened.
 fn group(labels: Vec<Label>) -> BTreeMap<Uuid, FoundPool> {
     let mut found = BTreeMap::new();
-    for label in labels {
+    let labels = labels.into_iter().filter(|label| label.member);
+    for label in labels.filter(|label| label.state != volume::format::PoolState::Destroyed) {
         let pool = found.entry(label.uuid).or_insert_with(|| FoundPool {
             name: label.pool,
             uuid: label.uuid.to_string(),
             bdevs: Vec::new(),
             bdevs_expected: label.devices as u32,
+            exported: label.state == volume::format::PoolState::Exported,
         });
         pool.bdevs.push(label.device);
     }
@@ -759,7 +559,7 @@ fn missing(saved: &SavedPool, there: &[String]) -> String {
     format!("missing, or without its label: {}", missing.join(", "))
 }
 
-fn pool_error(error: PoolError) -> RpcError {
+pub(super) fn pool_error(error: PoolError) -> RpcError {
     let message = error.to_string();
     match error {
         PoolError::NotEmpty { .. } | PoolError::Member { .. } => {

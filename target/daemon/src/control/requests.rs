@@ -38,6 +38,7 @@ impl Control {
             Call::PoolImport(params) => return self.import_pool(params.name, reply),
             Call::PoolScan(_) => return self.scan_pools(reply),
             Call::PoolExport(params) => return self.export_pool(&params.name, reply),
+            Call::PoolDestroy(params) => return self.destroy_pool(&params, reply),
             Call::PoolCheck(params) => return self.check_pool(&params.name, reply),
             Call::PoolList(_) => return self.ask_pools(None, Question::Pools, reply),
             Call::PoolShow(api::PoolName { name }) => {

@@ -194,6 +194,46 @@ async fn a_pool_is_found_again_by_its_labels() {
 }
 
 #[tokio::test]
+async fn an_exported_pool_says_that_it_was_closed_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("f");
+    let mut world = World::start(directory.path()).await;
+    world.make("file", "f", Some(&file)).await;
+    world.ask("pool.create", json!({"name": "tank", "bdevs": ["f"]})).await.unwrap();
+    world.ask("pool.export", json!({"name": "tank"})).await.unwrap();
+    let found = world.ask("pool.scan", json!({})).await.unwrap();
+    assert_eq!((&found[0]["name"], &found[0]["exported"]), (&json!("tank"), &json!(true)));
+    world.ask("pool.import", json!({"name": "tank"})).await.unwrap();
+    // A daemon that ends has its pools back when it starts.
+    world.control.end_pools().await;
+    let found = world.ask("pool.scan", json!({})).await.unwrap();
+    assert_eq!((&found[0]["name"], &found[0]["exported"]), (&json!("tank"), &json!(false)));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_pool_is_destroyed_if_that_is_meant_and_its_devices_are_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::with_volume(directory.path()).await;
+    let memory = world.control.arena.bytes_left();
+    world.export("tank/a").await;
+    let destroy = json!({"name": "tank", "force": true});
+    let error = world.refusal("pool.destroy", destroy.clone()).await;
+    assert_eq!(error.code, ErrorCode::InUse, "{error:?}");
+    world.ask("export.remove", json!({"nqn": NQN})).await.unwrap();
+    let error = world.refusal("pool.destroy", json!({"name": "tank"})).await;
+    assert_eq!(error.code, ErrorCode::NeedsForce, "{error:?}");
+    world.ask("pool.destroy", destroy.clone()).await.unwrap();
+    assert_eq!(world.control.bdevs.holder("r"), None);
+    assert!(world.control.arena.bytes_left() > memory);
+    assert_eq!(world.ask("pool.scan", json!({})).await.unwrap(), json!([]));
+    let error = world.refusal("pool.destroy", destroy).await;
+    assert_eq!(error.code, ErrorCode::NotFound, "{error:?}");
+    world.ask("pool.create", json!({"name": "other", "bdevs": ["r"]})).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_volume_is_reserved_and_what_does_not_fit_is_refused_with_the_amount() {
     let directory = tempfile::tempdir().unwrap();
     let mut world = World::with_volume(directory.path()).await;

@@ -11,7 +11,7 @@ use super::changes::{Change, Member};
 use super::info::{PoolInfo, VolumeInfo};
 use super::reserve::Cover;
 use super::{Owner, Planted};
-use crate::format::{Extent, Record, VolumeDescriptor, VolumeKind, is_name};
+use crate::format::{Extent, PoolState, Record, VolumeDescriptor, VolumeKind, is_name};
 use crate::limits::{
     BLOCK_BYTES, CLUSTER_BYTES, MAX_CHANGE_BYTES, MAX_NAME_BYTES, MAX_VOLUME_CLUSTERS, MAX_VOLUMES,
 };
@@ -97,6 +97,9 @@ pub enum Call {
     Check,
     /// Takes a checkpoint; answered when it is on the devices.
     Checkpoint,
+    /// Takes the last checkpoint, which says that the pool was given up in order. The caller has
+    /// seen the end of all I/O.
+    Export,
 }
 
 /// A volume to be made.
@@ -435,6 +438,10 @@ impl Owner {
             }
             Call::Check => return Ok(Some(Reply::Faults(self.check()))),
             Call::Checkpoint => self.calls.checkpoints.push(id),
+            Call::Export => {
+                self.superblock.state = PoolState::Exported;
+                self.calls.checkpoints.push(id);
+            }
         }
         Ok(None)
     }

@@ -368,12 +368,12 @@ impl Checkpoint {
     }
 }
 
-/// The superblock for each of the devices that keep the roots: the first two of the pool.
+/// The superblock for each device of the pool.
 pub(crate) fn superblocks(
     superblock: &crate::format::Superblock,
 ) -> impl Iterator<Item = (usize, Box<[u8; PAGE_BYTES]>)> + '_ {
     let devices = superblock.devices.iter().enumerate().filter(|(_, slot)| slot.present);
-    devices.take(2).map(|(index, slot)| {
+    devices.map(|(index, slot)| {
         let (device, device_index) = (slot.uuid, index as u8);
         let own = crate::format::Superblock { device, device_index, ..superblock.clone() };
         (index, own.encode())

@@ -27,7 +27,7 @@ use crate::limits::{
 };
 use crate::map::{At, Map, Release, Root, Tree};
 use crate::pieces::Pieces;
-use crate::pool::{PoolError, read_label};
+use crate::pool::{PoolError, newer, read_label};
 use crate::shared::Shared;
 use crate::space::Space;
 use crate::wait::{SyncDevice, buffer};
@@ -102,7 +102,7 @@ fn first_checkpoint(lane: &mut Lane) -> Result<(), PoolError> {
 type Found = (Superblock, Vec<Option<usize>>, Vec<Option<SyncDevice>>);
 
 /// Reads the labels, and puts the devices in the pool's order.
-fn find_devices(bdevs: &[Arc<dyn Bdev>], io: &DmaBuffer) -> Result<Found, PoolError> {
+pub(crate) fn find_devices(bdevs: &[Arc<dyn Bdev>], io: &DmaBuffer) -> Result<Found, PoolError> {
     let mut newest: Option<Superblock> = None;
     let mut labelled = Vec::with_capacity(bdevs.len());
     for bdev in bdevs {
@@ -114,9 +114,7 @@ fn find_devices(bdevs: &[Arc<dyn Bdev>], io: &DmaBuffer) -> Result<Found, PoolEr
             let device = bdev.name().to_owned();
             return Err(PoolError::Foreign { device, other: label.name, pool: other.name.clone() });
         }
-        if newest.as_ref().is_none_or(|newest| newest.generation < label.generation) {
-            newest = Some(label.clone());
-        }
+        newest = Some(newest.map_or(label.clone(), |newest| newer(&newest, &label).clone()));
         labelled.push((device, label));
     }
     let Some(superblock) = newest else { return Err(PoolError::Count { count: 0 }) };
