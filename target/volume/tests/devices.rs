@@ -93,6 +93,7 @@ impl Rig {
             block_bytes: 4096,
             reserve: false,
             labels: Default::default(),
+            reserve: false,
             description: String::new(),
         };
         self.call(Call::Create(create)).unwrap();
