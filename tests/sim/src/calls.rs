@@ -133,9 +133,12 @@ impl Life {
         tracing::debug!(step = self.pool.world.step(), ?reply, "answered");
         match &reply {
             Ok(_) => self.statistics.calls += 1,
-            Err(
-                VolumeError::InUse { .. } | VolumeError::Written { .. } | VolumeError::Space { .. },
-            ) => self.statistics.refused += 1,
+            Err(VolumeError::InUse { .. } | VolumeError::Written { .. }) => {
+                self.statistics.refused += 1;
+            }
+            Err(VolumeError::Space { .. }) if self.takes_space(&asked.plan) => {
+                self.statistics.refused += 1;
+            }
             Err(error) => {
                 let reason = format!("{:?}: {error}", asked.plan);
                 return Err(Failure::Refused { reason });
@@ -179,6 +182,16 @@ impl Life {
         let model = &self.model;
         self.script.retain(|plan| !matches!(plan, Plan::Open(name) if !model.knows(name)));
         Ok(())
+    }
+
+    /// Whether a full pool may refuse this.
+    fn takes_space(&self, plan: &Plan) -> bool {
+        match plan {
+            Plan::Rollback { volume, .. } => self.model.is_reserved(volume),
+            Plan::Create { .. } | Plan::Snapshot(_) | Plan::Clone { .. } => true,
+            Plan::Resize { .. } | Plan::Reserve { .. } => true,
+            _ => false,
+        }
     }
 
     /// Plans anything, if nothing is planned.
@@ -255,7 +268,7 @@ impl Life {
     }
 
     /// To any snapshot of as large a volume, of its own line or not.
-    fn plan_rollback(&mut self, volumes: &[String], snapshots: &[String]) {
+    pub(crate) fn plan_rollback(&mut self, volumes: &[String], snapshots: &[String]) {
         let volume = self.random.pick(volumes).clone();
         let snapshot = self.random.pick(snapshots).clone();
         let blocks = |name: &str| (self.model.block_bytes(name), self.model.units(name));

@@ -95,6 +95,9 @@ impl Life {
                 _ => {}
             }
         }
+        if self.random.one_in(2) {
+            self.fill_up()?;
+        }
         self.pool.check()?;
         for end in End::ALL {
             let image = self.pool.world.image(end);
@@ -103,7 +106,7 @@ impl Life {
         Ok(())
     }
 
-    fn turn(&mut self, lane: usize) -> Result<(), Failure> {
+    pub(crate) fn turn(&mut self, lane: usize) -> Result<(), Failure> {
         let goes_on = self.pool.turn(lane);
         self.attack()?;
         self.take_ends()?;

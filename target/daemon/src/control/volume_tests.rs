@@ -478,11 +478,13 @@ async fn a_lost_device_ends_its_pool_and_no_other() {
     world.make("ram", "s", None).await;
     world.ask("pool.create", json!({"name": "other", "bdevs": ["s"]})).await.unwrap();
     world.export("tank/a").await;
+    let memory = world.control.arena.bytes_left();
     world.control.stop_serving("r");
     until(&mut world, |control| !control.pools.open.contains_key("tank")).await;
     let down = world.control.export_list().remove(0);
     assert_eq!(down.state, ExportState::Down);
     assert_eq!(world.control.bdevs.holder("r"), None);
+    assert!(world.control.arena.bytes_left() > memory, "its memory is given back");
     assert_eq!(world.pool().await.reason.unwrap(), "r failed or was removed");
     assert!(world.control.pools.is_serving("other"));
     // It is back, as far as anybody can tell.

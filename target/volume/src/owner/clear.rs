@@ -141,6 +141,14 @@ impl Owner {
         }
     }
 
+    /// Zeroes at an edge have been written, or not. Where the block is shared that takes space; a
+    /// deallocate in a full pool leaves it as it is, since it is advice.
+    pub(super) fn end_edge(&mut self, id: u32, status: Status) {
+        let is_advice = matches!(self.writes[id as usize].op, Op::Deallocate { .. });
+        let is_full = status == Status::CAPACITY_EXCEEDED;
+        self.handle_data(id, if is_advice && is_full { Status::SUCCESS } else { status });
+    }
+
     /// Acknowledges clears whose records have been written.
     pub(super) fn poll_cleared(&mut self) {
         let completed = self.journal.completed();

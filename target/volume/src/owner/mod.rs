@@ -383,7 +383,7 @@ impl Owner {
         write.touches.clear();
         let origin = write.origin;
         match origin.lane {
-            Origin::PARENT => self.handle_data(origin.slot, status),
+            Origin::PARENT => self.end_edge(origin.slot, status),
             _ => self.finished.push_back((origin, status)),
         }
         self.vacant.push(id);

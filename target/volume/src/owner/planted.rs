@@ -44,6 +44,12 @@ pub enum Planted {
     RecoverWithoutFlush,
     /// The journal goes on with the old incarnation after recovery.
     OldIncarnation,
+    /// What is free in the windows of other streams is not given.
+    WindowsKept,
+    /// A write is refused although something is being released.
+    RefusedBeforeReleases,
+    /// Entries of a reserved volume stay covered when a snapshot shares them.
+    SharedStaysCovered,
 }
 
 impl Planted {
@@ -68,6 +74,9 @@ impl Planted {
         Planted::ReplayUnverified,
         Planted::RecoverWithoutFlush,
         Planted::OldIncarnation,
+        Planted::WindowsKept,
+        Planted::RefusedBeforeReleases,
+        Planted::SharedStaysCovered,
     ];
 }
 

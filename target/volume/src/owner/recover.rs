@@ -164,9 +164,13 @@ impl Owner {
         let (areas, pool) = (superblock.journal, superblock.pool);
         let next = superblock.journal_start;
         let journal = Journal::new(areas, pool, superblock.incarnation, next, buffers);
+        let mut space = empty_space(&superblock);
+        if bugs.is(Planted::WindowsKept) {
+            space.keep_windows();
+        }
         Ok(Self {
             tree: Tree::new(Arc::clone(&shared.map)),
-            space: empty_space(&superblock),
+            space,
             shared,
             memory,
             journal,

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use super::volume::Volume;
-use super::{Call, Owner, VolumeError};
+use super::{Call, Owner, Planted, VolumeError};
 use crate::limits::{CLUSTER_BYTES, LEAF_ENTRIES};
 use crate::map::At;
 use crate::space::Space;
@@ -127,6 +127,9 @@ impl Owner {
 
     /// No entry of a volume is covered any more: all is shared, or will be in a moment.
     pub(super) fn uncover_all(&mut self, id: u32) {
+        if self.bugs.is(Planted::SharedStaysCovered) {
+            return;
+        }
         if let Some(volume) = self.volumes.get_mut(&id)
             && let Some(cover) = &mut volume.cover
         {
@@ -196,15 +199,19 @@ impl Owner {
         let cover = volume.cover.as_mut()?;
         covers.found.clear();
         let next = tree.walk(root, from, budget, |index, _, unshared| {
-            // One with an open record has a cluster, or is not looked at: see `Owner::find_place`.
-            let state = entries.get(&(id, index));
-            let open = state.is_some_and(|state| state.open(closing.closed_before).is_some());
-            if unshared && !open && !cover.has(index) {
+            if unshared && !cover.has(index) {
                 covers.found.push(index);
             }
         });
         for index in covers.found.drain(..) {
-            if tree.adopt_any(At { root, head, index }, space) {
+            let at = At { root, head, index };
+            // One with an open record has its cluster from that: see `Owner::find_place`.
+            let state = entries.get(&(id, index));
+            let covered = match state.and_then(|state| state.open(closing.closed_before)) {
+                Some(_) => tree.own_cluster(at).is_some(),
+                None => tree.adopt_any(at, space),
+            };
+            if covered {
                 cover.set(index);
                 if cover.kept {
                     space.set_promised(space.promised().saturating_sub(1));

@@ -642,16 +642,20 @@ impl Owner {
     /// way to the same entry or not closed yet; else the host is told.
     fn wait_for_space(&mut self, id: u32, key: Key, context: &mut Context<'_>) -> Look {
         self.end_epoch(id, context);
-        let state = self.entries.get(&key);
-        if let Some(open) = state.and_then(|state| state.open(self.closing.closed_before)) {
+        let closed = self.closing.closed_before;
+        let state = self.entries.get(&key).map(|state| (state.open(closed), state.pending));
+        let (open, pending) = state.unwrap_or_default();
+        if let Some(open) = open {
             // What has become the entry's alone cannot be used before.
             self.forget_plan(id);
             self.closing.want(open + 1);
             self.wait_closed.push((open + 1, id));
             return Look::Waits;
         }
-        if self.releases.is_empty() && !self.tree.has_doomed() {
-            if state.is_none_or(|state| state.pending == 0) {
+        let releasing =
+            !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_frees();
+        if !releasing || self.bugs.is(Planted::RefusedBeforeReleases) {
+            if pending == 0 {
                 return Look::Ends(Status::CAPACITY_EXCEEDED);
             }
             self.forget_plan(id);

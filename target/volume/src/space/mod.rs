@@ -73,6 +73,8 @@ pub struct Space {
     reserve: u64,
     /// Of those, what is kept for reserved volumes.
     promised: u64,
+    /// A bug, for the simulator: what is free in a window is its run's alone.
+    windows_kept: bool,
     pages: Pages,
 }
 
@@ -103,6 +105,7 @@ impl Space {
             free: 0,
             reserve: 0,
             promised: 0,
+            windows_kept: false,
             pages: Pages::default(),
         };
         space.devices.resize_with(MAX_DEVICES, Device::default);
@@ -358,6 +361,9 @@ impl Space {
             own.free &= own.free - 1;
             cluster
         } else {
+            if self.windows_kept {
+                return None;
+            }
             // The last of somebody's, who will miss it last.
             let other = self.windows.iter_mut().find(|window| window.free != 0)?;
             let last = other.free.ilog2();
@@ -366,6 +372,11 @@ impl Space {
         };
         self.count_free(device_of(cluster), -1);
         Some(cluster)
+    }
+
+    /// Plants a bug: see [`crate::Planted::WindowsKept`].
+    pub(crate) fn keep_windows(&mut self) {
+        self.windows_kept = true;
     }
 
     /// Looks for a new window for a run: a whole one if there is, one device after the other.

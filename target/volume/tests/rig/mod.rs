@@ -181,6 +181,11 @@ impl Rig {
         self.io(channel, Op::Write { fua: false }, byte, bytes.len() as u64)
     }
 
+    /// A write of whatever is in the buffer.
+    pub fn write_bytes(&mut self, channel: u32, byte: u64, bytes: u64) -> Status {
+        self.io(channel, Op::Write { fua: false }, byte, bytes)
+    }
+
     pub fn read(&mut self, channel: u32, byte: u64, bytes: usize) -> Vec<u8> {
         self.data.fill(0xEE);
         assert_eq!(self.io(channel, Op::Read, byte, bytes as u64), Status::SUCCESS);
