@@ -93,7 +93,6 @@ impl Rig {
             block_bytes: 4096,
             reserve: false,
             labels: Default::default(),
-            reserve: false,
             description: String::new(),
         };
         self.call(Call::Create(create)).unwrap();
