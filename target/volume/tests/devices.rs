@@ -63,7 +63,7 @@ impl Rig {
 
     fn open(&mut self, bdevs: &[Arc<dyn Bdev>]) -> Result<(), PoolError> {
         self.lanes.clear();
-        let options = OpenOptions { lanes: 2, memory: self.memory(), planted: None };
+        let options = OpenOptions { lanes: 2, memory: self.memory(), force: false, planted: None };
         self.lanes = pool::open(bdevs, options)?;
         Ok(())
     }
@@ -91,7 +91,6 @@ impl Rig {
             name: name.to_owned(),
             bytes: mib * MIB,
             block_bytes: 4096,
-            reserve: false,
             labels: Default::default(),
             reserve: false,
             description: String::new(),
