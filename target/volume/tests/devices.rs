@@ -92,7 +92,6 @@ impl Rig {
             bytes: mib * MIB,
             block_bytes: 4096,
             labels: Default::default(),
-            reserve: false,
             description: String::new(),
         };
         self.call(Call::Create(create)).unwrap();
