@@ -79,6 +79,7 @@ impl Pool {
         let options = OpenOptions {
             lanes: config.lanes,
             memory: memory.pools().remove(0),
+            force: false,
             planted: config.planted,
         };
         let lanes = volume::pool::open(&bdevs, options);

@@ -35,11 +35,11 @@ impl Control {
             Call::Stats(_) => return self.collect_stats(Wanted::Stats(reply)),
             Call::ConnectionList(_) => return self.collect_stats(Wanted::Connections(reply)),
             Call::PoolCreate(params) => return self.create_pool(params, reply),
-            Call::PoolImport(params) => return self.import_pool(params.name, reply),
+            Call::PoolImport(params) => return self.import_pool(params, reply),
             Call::PoolScan(_) => return self.scan_pools(reply),
             Call::PoolExport(params) => return self.export_pool(&params.name, reply),
             Call::PoolDestroy(params) => return self.destroy_pool(&params, reply),
-            Call::PoolCheck(params) => return self.check_pool(&params.name, reply),
+            Call::PoolCheck(params) => return self.check_pool(params, reply),
             Call::PoolList(_) => return self.ask_pools(None, Question::Pools, reply),
             Call::PoolShow(api::PoolName { name }) => {
                 return self.ask_pools(Some(&name.clone()), Question::Pool(name), reply);

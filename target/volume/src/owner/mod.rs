@@ -9,6 +9,7 @@ mod checkpoint;
 mod clear;
 mod closing;
 mod info;
+pub(crate) mod inspect;
 mod journal;
 mod load;
 mod planted;
@@ -80,6 +81,8 @@ pub(crate) struct Damaged {
     pub why: String,
     /// What could be read of its map; its clusters are not given to others.
     pub root: Option<Root>,
+    /// Somebody has deleted it. What it has is free when the pool is opened next.
+    pub deleted: bool,
 }
 
 /// See the module.
