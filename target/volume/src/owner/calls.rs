@@ -375,8 +375,7 @@ impl Owner {
                 self.check_kind(source, true)?;
                 self.check_new(name)?;
                 if self.is_settling(source) {
-                    self.calls.queue.push_back((id, call.clone()));
-                    return Ok(None);
+                    return self.wait_to_settle(id, call);
                 }
                 let mut descriptor = self.derived(source, name, VolumeKind::Volume);
                 descriptor.read_only = *read_only;
@@ -396,8 +395,7 @@ impl Owner {
                     return Err(VolumeError::Kind { name, what: "of another block size" });
                 }
                 if self.is_settling(to) {
-                    self.calls.queue.push_back((id, call.clone()));
-                    return Ok(None);
+                    return self.wait_to_settle(id, call);
                 }
                 let kept = self.derived(volume, kept, VolumeKind::Snapshot);
                 let change = Change::Rollback { id: volume, to, kept };
@@ -414,8 +412,7 @@ impl Owner {
             Call::Open(name) => {
                 let volume = self.find(name)?;
                 if self.is_settling(volume) {
-                    self.calls.queue.push_back((id, call.clone()));
-                    return Ok(None);
+                    return self.wait_to_settle(id, call);
                 }
                 let Some(volume) = self.volumes.get_mut(&volume) else { return Ok(None) };
                 volume.users += 1;
@@ -439,6 +436,10 @@ impl Owner {
                 let to = self.find(to)?;
                 return Ok(Some(self.diff(from, to, *start)));
             }
+            // A checkpoint that will never end leaves pages that nothing names.
+            Call::Check if self.is_checkpointing() && self.journal.is_broken() => {
+                return Err(VolumeError::Broken);
+            }
             Call::Check if self.is_checkpointing() => {
                 self.calls.queue.push_front((id, call.clone()));
             }
@@ -460,8 +461,7 @@ impl Owner {
             }
             if self.volumes[&origin].settling.is_some() {
                 // The one before is not complete yet; that takes as long as an I/O.
-                self.calls.queue.push_front((id, Call::Snapshot(names.to_vec())));
-                return Ok(None);
+                return self.wait_to_settle(id, &Call::Snapshot(names.to_vec()));
             }
             let mut descriptor = self.derived(origin, snapshot, VolumeKind::Snapshot);
             descriptor.id += index as u32;
@@ -608,6 +608,16 @@ impl Owner {
         let found = self.volumes.iter().find(|(_, volume)| volume.descriptor.name == name);
         let found = found.map(|(id, _)| *id);
         found.ok_or_else(|| VolumeError::Unknown { name: name.to_owned() })
+    }
+
+    /// Takes a call again in a later turn. Nothing settles in a pool that cannot be flushed any
+    /// more.
+    fn wait_to_settle(&mut self, id: u64, call: &Call) -> Outcome {
+        if self.journal.is_broken() {
+            return Err(VolumeError::Broken);
+        }
+        self.calls.queue.push_back((id, call.clone()));
+        Ok(None)
     }
 
     /// Whether a snapshot's blocks may still change.
