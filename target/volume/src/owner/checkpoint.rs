@@ -125,19 +125,18 @@ impl Owner {
     }
 
     /// Takes hold of the instant. What is replayed over this checkpoint, from the oldest record
-    /// that
-    /// is not in the maps yet, has no change of the catalog that is in it: a snapshot would miss
-    /// blocks whose records are before its own, a rollback or shrink would not undo them again.
+    /// that is not in the maps yet, has no change of the catalog that is in it: a snapshot would
+    /// miss blocks whose records are before its own, a rollback or shrink would not undo them
+    /// again.
     fn begin_checkpoint(&mut self) {
         let (used, blocks) = self.journal.usage();
         let asked = self.checkpoint.wanted || !self.calls.checkpoints.is_empty();
         let wanted = used * 2 > blocks || asked;
-        let settling = !self.settling.is_empty();
         let broken = self.journal.is_broken();
-        let behind = self.pending.oldest().is_some_and(|oldest| oldest <= self.last_change);
+        let late = self.pending.oldest().is_some_and(|oldest| oldest <= self.last_change);
+        let behind = late || !self.settling.is_empty();
         if !wanted
-            || behind
-            || settling
+            || (behind && !self.bugs.is(Planted::CheckpointBehindChange))
             || self.freezing.is_some()
             || broken
             || !self.journal.turn_over()

@@ -321,7 +321,7 @@ impl Owner {
     /// instant when it began and may name what was released since, so it must not land there
     /// itself, nor may anybody else before it is complete.
     fn poll_releases(&mut self) -> usize {
-        if self.is_checkpointing() {
+        if self.is_checkpointing() && !self.bugs.is(Planted::ReuseInCheckpoint) {
             return 0;
         }
         let closed = match self.bugs.is(Planted::ReuseBeforeClosed) {
