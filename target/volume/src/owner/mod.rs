@@ -261,6 +261,7 @@ impl Owner {
             || self.closing.has_work()
             || self.is_checkpointing()
             || self.calls.has_work()
+            || self.covers.is_busy()
             || self.freezing.is_some()
             || !self.settling.is_empty()
             || !self.lists.is_empty()
