@@ -61,7 +61,8 @@ pub(super) struct OpenPool {
     pub(super) bdevs: Vec<String>,
     pub(super) memory: DmaSpan,
     pub(super) cache: bool,
-    /// A device had not ended its work for a lane when that was given up: it may still use the memory.
+    /// A device had not ended its work for a lane when that was given up: it may still use the
+    /// memory.
     pub(super) busy: bool,
     /// A device of it has failed.
     pub(super) lost: Arc<AtomicBool>,

@@ -30,7 +30,7 @@ pub(crate) struct Checkpoint {
     failed: bool,
     /// There was no room in the last turn.
     lacks_pages: bool,
-    /// A write waits for pages that the next one frees.
+    /// Somebody waits for the next one.
     wanted: bool,
     /// Pages that the checkpoint before needs, and this one does not.
     replaced: Vec<Extent>,
@@ -280,15 +280,25 @@ impl Owner {
         self.superblock.next_volume = next_volume;
     }
 
-    /// Whether a checkpoint frees pages, and so perhaps clusters: the one that is going, or the
-    /// next one, which is begun then.
-    pub(super) fn checkpoint_frees(&mut self) -> bool {
+    /// Whether a checkpoint may bring clusters for data: the one that is going, or the next one,
+    /// which is begun then. It frees old pages, and takes less than has to be left to it before.
+    pub(super) fn checkpoint_helps(&mut self) -> bool {
         if self.is_checkpointing() {
             return !self.lacks_pages();
         }
-        let frees = !self.old_pages.is_empty();
-        self.checkpoint.wanted |= frees;
-        frees
+        let helps = !self.old_pages.is_empty() || self.space.is_short_of_due();
+        self.checkpoint.wanted |= helps;
+        helps
+    }
+
+    /// Has a checkpoint begun.
+    pub(super) fn want_checkpoint(&mut self) {
+        self.checkpoint.wanted = true;
+    }
+
+    /// Whether one is going or wanted.
+    pub(super) fn is_checkpoint_coming(&self) -> bool {
+        self.is_checkpointing() || self.checkpoint.wanted
     }
 
     /// Whether one is under way.

@@ -222,6 +222,7 @@ impl Owner {
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> usize {
         self.poll_lanes();
         self.epoch.try_advance(&self.shared.epochs);
+        self.space.set_due(self.tree.due_clusters());
         let mut work = self.ready.len() + self.launched.len();
         self.poll_launched(context);
         self.poll_cleared();

@@ -299,6 +299,7 @@ impl Owner {
             }
         }
         if state.cluster == 0 || state.used & mask != 0 {
+            self.space.set_due(self.tree.due_clusters());
             let volume = self.volumes.get_mut(&volume);
             let taken = volume.and_then(|own| own.take_cluster(at.index, &mut self.space));
             let place = taken.map(|cluster| (cluster, 0)).or_else(|| {
@@ -656,7 +657,7 @@ impl Owner {
             return Look::Waits;
         }
         let releasing =
-            !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_frees();
+            !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_helps();
         if !releasing || self.bugs.is(Planted::RefusedBeforeReleases) {
             if pending == 0 {
                 return Look::Ends(Status::CAPACITY_EXCEEDED);

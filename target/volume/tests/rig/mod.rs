@@ -201,6 +201,23 @@ impl Rig {
         self.io(channel, Op::Write { fua: false }, byte, bytes.len() as u64)
     }
 
+    /// Writes a block of whatever is in the buffer at each of these bytes, all at once; how many
+    /// were taken.
+    pub fn write_blocks(&mut self, channel: u32, bytes: impl Iterator<Item = u64>) -> usize {
+        let (mut begun, mut done) = (0, Vec::new());
+        for (tag, byte) in (0..).zip(bytes) {
+            let (op, slba, buffer) = (Op::Write { fua: false }, byte / 4096, Some(self.data));
+            self.lane().submit(channel, Io { tag, op, slba, block_count: 1, buffer }).unwrap();
+            begun += 1;
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        while done.len() < begun {
+            self.lane().poll(Instant::now(), &mut done);
+            assert!(Instant::now() < end, "{} of {begun} writes end", done.len());
+        }
+        done.iter().filter(|done| done.completion.status.is_success()).count()
+    }
+
     /// A write of whatever is in the buffer.
     pub fn write_bytes(&mut self, channel: u32, byte: u64, bytes: u64) -> Status {
         self.io(channel, Op::Write { fua: false }, byte, bytes)
