@@ -91,6 +91,7 @@ impl Rig {
             name: name.to_owned(),
             bytes: mib * MIB,
             block_bytes: 4096,
+            reserve: false,
             labels: Default::default(),
             description: String::new(),
         };
