@@ -7,7 +7,8 @@ use bdev::{Bdev, Io, Op, RamBdev};
 use dma::{Arena, DmaSpan, Pool};
 use nvme_spec::status::Status;
 use volume::{
-    Call, CreateOptions, CreateVolume, Lane, OpenOptions, Reply, VolumeError, VolumeHandle, pool,
+    Call, CreateOptions, CreateVolume, Lane, OpenOptions, PoolError, Reply, VolumeError,
+    VolumeHandle, pool,
 };
 
 const IO_BYTES: u32 = 4 << 20;
@@ -73,6 +74,11 @@ impl Rig {
 
     /// Puts an image on the first device and opens the pool; false: it does not open.
     pub fn open_image(&mut self, image: &[u8]) -> bool {
+        self.try_image(image).is_ok()
+    }
+
+    /// The same, with the reason.
+    pub fn try_image(&mut self, image: &[u8]) -> Result<(), PoolError> {
         self.lane = None;
         self.open.clear();
         for (block, page) in image.chunks(4096).enumerate() {
@@ -81,8 +87,8 @@ impl Rig {
         }
         let memory = Pool::new(self.arena, 2 << 20, 1 << 20).unwrap();
         let options = OpenOptions { lanes: 1, memory, planted: None };
-        self.lane = pool::open(&self.bdevs, options).ok().and_then(|mut lanes| lanes.pop());
-        self.lane.is_some()
+        self.lane = pool::open(&self.bdevs, options)?.pop();
+        Ok(())
     }
 
     fn raw(&mut self, op: Op, block: u64) {
