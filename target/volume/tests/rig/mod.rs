@@ -98,11 +98,16 @@ impl Rig {
 
     /// Puts an image on the first device and opens the pool; false: it does not open.
     pub fn open_image(&mut self, image: &[u8], force: bool) -> bool {
+        self.try_image(image, force).is_ok()
+    }
+
+    /// The same, with the reason.
+    pub fn try_image(&mut self, image: &[u8], force: bool) -> Result<(), PoolError> {
         self.put_image(image);
         let memory = Pool::new(self.arena, 2 << 20, 1 << 20).unwrap();
         let options = OpenOptions { lanes: 1, memory, force, planted: None };
-        self.lane = pool::open(&self.bdevs, options).ok().and_then(|mut lanes| lanes.pop());
-        self.lane.is_some()
+        self.lane = pool::open(&self.bdevs, options)?.pop();
+        Ok(())
     }
 
     fn raw(&mut self, op: Op, block: u64) {

@@ -1,5 +1,7 @@
 //! Pools on RAM devices, through the public side: what volumes, snapshots and clones promise.
 
+mod damage;
+#[path = "../rig/mod.rs"]
 mod rig;
 
 use nvme_spec::status::Status;
