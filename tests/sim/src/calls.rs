@@ -22,6 +22,10 @@ pub(crate) enum Plan {
     Promote(String),
     Check,
     Checkpoint,
+    Add(String),
+    Grow,
+    Remove(String),
+    CancelRemoval(String),
 }
 
 /// A call that was not answered.
@@ -40,6 +44,11 @@ impl Life {
     /// Goes on with what is planned, and takes the answer to what was asked.
     pub(crate) fn poll_calls(&mut self) -> Result<(), Failure> {
         if let Some((id, reply)) = self.pool.next_reply() {
+            if self.changing.removal == Some(id) {
+                tracing::debug!(step = self.pool.world.step(), ?reply, "removed");
+                self.removed(&reply)?;
+                return self.step_on();
+            }
             match self.asked.take() {
                 Some(asked) if asked.id == id => self.take_answer(asked, reply)?,
                 _ => return Err(Failure::Reply { reply: format!("{reply:?}") }),
@@ -58,7 +67,7 @@ impl Life {
             }
         }
         if let Some(plan) = self.script.pop_front() {
-            self.begin(plan);
+            self.begin(plan)?;
         }
         Ok(())
     }
@@ -68,7 +77,13 @@ impl Life {
         self.asked.is_some() || !self.script.is_empty()
     }
 
-    fn begin(&mut self, plan: Plan) {
+    fn begin(&mut self, plan: Plan) -> Result<(), Failure> {
+        if let Plan::Add(name) = &plan {
+            let id = self.begin_add(name)?;
+            tracing::debug!(step = self.pool.world.step(), name, "asked to come");
+            self.asked = Some(Asked { id, plan, since: 0 });
+            return Ok(());
+        }
         let mut since = 0;
         let model = &mut self.model;
         let call = match plan.clone() {
@@ -100,15 +115,23 @@ impl Life {
             Plan::Open(name) => Call::Open(name),
             Plan::Close(name) => match self.pool.detach(&name) {
                 Some(id) => Call::Close(id),
-                None => return,
+                None => return Ok(()),
             },
             Plan::Promote(name) => Call::Promote(name),
             Plan::Check => Call::Check,
             Plan::Checkpoint => Call::Checkpoint,
+            Plan::Grow => self.grow_call(),
+            Plan::Remove(name) => {
+                self.changing.device = Some(name.clone());
+                Call::Remove(name)
+            }
+            Plan::CancelRemoval(name) => Call::CancelRemoval(name),
+            Plan::Add(_) => unreachable!("it has begun"),
         };
         tracing::debug!(step = self.pool.world.step(), ?call, "asked");
         let id = self.pool.call(call);
         self.asked = Some(Asked { id, plan, since });
+        Ok(())
     }
 
     fn take_answer(
@@ -120,7 +143,11 @@ impl Life {
         tracing::debug!(step = self.pool.world.step(), ?reply, "answered");
         match &reply {
             Ok(_) => self.statistics.calls += 1,
-            Err(VolumeError::InUse { .. } | VolumeError::Written { .. }) => {
+            Err(
+                VolumeError::InUse { .. }
+                | VolumeError::Written { .. }
+                | VolumeError::Device { .. },
+            ) => {
                 self.statistics.refused += 1;
             }
             Err(error) => {
@@ -162,7 +189,10 @@ impl Life {
                 }
                 _ => {}
             },
+            Plan::Add(name) => self.added(&name, success),
+            Plan::Remove(name) => self.removal_begun(&name, success),
             Plan::Close(_) | Plan::Promote(_) | Plan::Checkpoint => {}
+            Plan::Grow | Plan::CancelRemoval(_) => {}
         }
         Ok(())
     }
@@ -171,6 +201,9 @@ impl Life {
     pub(crate) fn plan_any(&mut self) {
         if self.is_calling() {
             return;
+        }
+        if self.config.changes_devices && self.random.one_in(4) {
+            return self.plan_devices();
         }
         let (snapshots, volumes): (Vec<String>, Vec<String>) =
             self.model.names().map(str::to_owned).partition(|name| self.model.is_snapshot(name));

@@ -17,6 +17,7 @@ mod failure;
 mod history;
 mod life;
 mod media;
+mod members;
 mod memory;
 mod model;
 mod pattern;

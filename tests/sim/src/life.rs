@@ -9,6 +9,7 @@ use crate::attack;
 use crate::calls::{Asked, Plan};
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::members::Changing;
 use crate::model::Model;
 use crate::pool::{Pool, SLOTS};
 use crate::random::Random;
@@ -27,6 +28,8 @@ pub(crate) struct Life {
     /// The call that has not been answered, and what is to follow it.
     pub asked: Option<Asked>,
     pub script: VecDeque<Plan>,
+    /// Devices that come and go.
+    pub changing: Changing,
     /// Names are never given twice.
     pub next_name: u64,
     pub statistics: Statistics,
@@ -43,6 +46,8 @@ pub struct Statistics {
     pub calls: u64,
     /// Calls that were refused.
     pub refused: u64,
+    /// Devices that were removed.
+    pub removals: u64,
     /// Ends after which the pool was opened and compared with the model.
     pub points: u64,
     /// Lives that went on after an end.
@@ -56,6 +61,7 @@ impl Statistics {
         self.full += other.full;
         self.calls += other.calls;
         self.refused += other.refused;
+        self.removals += other.removals;
         self.points += other.points;
         self.lives += other.lives;
     }
@@ -73,6 +79,7 @@ impl Life {
             flights: (0..SLOTS).map(|_| None).collect(),
             asked: None,
             script: VecDeque::new(),
+            changing: Changing::default(),
             next_name: 0,
             statistics: Statistics::default(),
         }
@@ -81,7 +88,7 @@ impl Life {
     /// Does so many things, sees them end, and is attacked meanwhile and then.
     pub(crate) fn run(&mut self, operations: u64) -> Result<(), Failure> {
         let mut begun = 0;
-        while begun < operations || self.is_busy() || self.is_calling() {
+        while begun < operations || self.is_waiting() {
             match self.random.below(16) {
                 0..=8 => {
                     let lane = self.random.below(self.pool.lanes() as u64) as usize;
@@ -103,6 +110,11 @@ impl Life {
         Ok(())
     }
 
+    /// Whether something has not ended yet.
+    fn is_waiting(&self) -> bool {
+        self.is_busy() || self.is_calling() || self.changing.removal.is_some()
+    }
+
     fn turn(&mut self, lane: usize) -> Result<(), Failure> {
         let goes_on = self.pool.turn(lane);
         self.attack()?;
@@ -113,6 +125,7 @@ impl Life {
         }
         let flights = self.flights.iter().flatten().map(|flight| format!("{flight:?}"));
         let asked = self.asked.iter().map(|asked| format!("{asked:?}"));
+        let asked = asked.chain([format!("{:?}", self.changing)]);
         Err(Failure::Stuck { waiting: flights.chain(asked).collect::<Vec<_>>().join(", ") })
     }
 

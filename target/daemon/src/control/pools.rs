@@ -22,6 +22,7 @@ use super::exports::{bdev_error, in_use, not_found};
 use super::gathering::Gathering;
 use super::job::Job;
 use super::leaving::Stage;
+use super::pool_devices::DeviceWork;
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
 use super::volumes::{PoolCall, Rollback, Then};
@@ -40,6 +41,7 @@ pub(super) struct Pools {
     /// By name.
     pub(super) open: BTreeMap<String, OpenPool>,
     works: Vec<Work>,
+    pub(super) device_works: Vec<DeviceWork>,
     /// Why pools of the state are not open, by name.
     pub(super) down: BTreeMap<String, String>,
     /// Calls that owners have not answered yet.
@@ -68,6 +70,9 @@ pub(super) struct OpenPool {
     pub(super) handles: BTreeMap<String, u32>,
     /// Volumes that cannot be used, with the reason.
     pub(super) damaged: Vec<(String, String)>,
+    /// A block device that is on its way out, or why the last one is not out.
+    pub(super) removing: Option<String>,
+    pub(super) not_removed: Option<String>,
     /// Percentage that was warned of.
     pub(super) warned: u8,
     pub(super) stage: Stage,
@@ -99,6 +104,7 @@ impl Default for Pools {
         Self {
             open: BTreeMap::new(),
             works: Vec::new(),
+            device_works: Vec::new(),
             down: BTreeMap::new(),
             calls: HashMap::new(),
             next_id: 0,
@@ -170,7 +176,7 @@ impl Control {
         }
     }
 
-    fn claim_all(
+    pub(super) fn claim_all(
         &mut self,
         names: &[String],
         holder: &str,
@@ -188,7 +194,7 @@ impl Control {
         Ok(devices)
     }
 
-    fn pool_memory(&self) -> Result<DmaSpan, RpcError> {
+    pub(super) fn pool_memory(&self) -> Result<DmaSpan, RpcError> {
         self.arena.carve(POOL_MEMORY_BYTES, POOL_BLOCK_BYTES).map_err(|error| {
             let error = RpcError::new(ErrorCode::Unavailable, error.to_string());
             error.with_advice("start forebay-target with more --memory")
@@ -306,6 +312,7 @@ impl Control {
         for name in leaving.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.poll_leaving(&name);
         }
+        self.poll_pool_devices();
         self.poll_rollbacks(now);
         if now >= self.pools.watch_due {
             self.pools.watch_due = now + WATCH_PERIOD;
@@ -348,7 +355,12 @@ impl Control {
     }
 
     /// A job is done with memory. What a device may write into still is never used again.
-    fn take_memory_back(&self, memory: DmaSpan, bdevs: &[String], error: Option<&RpcError>) {
+    pub(super) fn take_memory_back(
+        &self,
+        memory: DmaSpan,
+        bdevs: &[String],
+        error: Option<&RpcError>,
+    ) {
         let live =
             |name: &String| self.bdevs.get(name).is_none_or(|bdev| bdev.health() == Health::Live);
         let panicked = error.is_some_and(|error| error.code == ErrorCode::Internal);
@@ -406,6 +418,8 @@ impl Control {
             volumes: BTreeMap::new(),
             handles: BTreeMap::new(),
             damaged: Vec::new(),
+            removing: None,
+            not_removed: None,
             warned: 0,
             stage: Stage::Opening,
         };

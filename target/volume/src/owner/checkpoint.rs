@@ -128,7 +128,8 @@ impl Owner {
     /// blocks whose records are before its own, a rollback or shrink would not undo them again.
     fn begin_checkpoint(&mut self) {
         let (used, blocks) = self.journal.usage();
-        let wanted = used * 2 > blocks || !self.calls.checkpoints.is_empty();
+        let asked = !self.calls.checkpoints.is_empty() || self.devices_want_checkpoint();
+        let wanted = used * 2 > blocks || asked;
         let settling = !self.settling.is_empty();
         let broken = self.journal.is_broken();
         let oldest = self.pending.0.first_key_value();
@@ -146,6 +147,7 @@ impl Owner {
             true => self.journal.next(),
             false => self.oldest_pending(),
         };
+        self.give_copies_to_checkpoint();
         let frozen = self.volumes.values_mut().map(|volume| Frozen {
             descriptor: volume.descriptor.clone(),
             extent: volume.extent,
@@ -268,6 +270,7 @@ impl Owner {
     fn write_superblocks(&mut self) {
         self.superblock.generation += 1;
         self.superblock.journal_start = self.checkpoint.start;
+        self.name_areas(self.checkpoint.start);
         let next_volume =
             std::mem::replace(&mut self.superblock.next_volume, self.checkpoint.next_volume);
         for (device, bytes) in superblocks(&self.superblock) {
@@ -295,6 +298,8 @@ impl Owner {
             self.reply(id, Ok(Reply::Done));
         }
         self.checkpoint.step = Step::Idle;
+        self.use_named_devices();
+        self.go_on_after_checkpoint();
     }
 
     /// Only now: until the superblock is durable, a crash goes back to the checkpoint before.

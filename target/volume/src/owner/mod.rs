@@ -8,6 +8,8 @@ mod check;
 mod checkpoint;
 mod clear;
 mod closing;
+mod devices;
+mod evacuate;
 mod info;
 mod journal;
 mod load;
@@ -36,7 +38,8 @@ use crate::shared::{Shared, ToLane, ToOwner, pop};
 use crate::space::Space;
 
 pub use calls::{Call, CreateVolume, Reply, VolumeError};
-pub use info::{PoolInfo, VolumeInfo};
+pub use evacuate::Removal;
+pub use info::{DeviceInfo, PoolInfo, VolumeInfo};
 pub use planted::Planted;
 
 use calls::{Calls, Freezing};
@@ -91,6 +94,13 @@ pub(crate) struct Owner {
     epoch: OwnerEpoch,
     checkpoint: Checkpoint,
     superblock: Superblock,
+    /// Of the block devices, by their numbers.
+    names: Vec<String>,
+    /// What is going on with them.
+    changing: devices::Devices,
+    /// Who waits for the end of a removal, or what became of the last one.
+    removal_call: Option<u64>,
+    removal: Option<Result<(), VolumeError>>,
     volumes: BTreeMap<u32, Volume>,
     damaged: Vec<Damaged>,
     last_head: u64,
@@ -183,6 +193,8 @@ impl Owner {
             Token::Journal(sequence) => self.journal.handle_written(sequence, status),
             Token::Close => self.handle_flushed(status),
             Token::Checkpoint(index) => self.handle_checkpoint(index, status),
+            Token::Label => self.handle_label(status),
+            Token::Move(index) => self.handle_moved(index, status),
             Token::Request(_) => unreachable!("the lane's"),
         }
     }
@@ -197,6 +209,7 @@ impl Owner {
         work += self.poll_releases();
         self.poll_calls();
         self.poll_closing(context);
+        work += self.poll_devices(context);
         self.poll_checkpoint(context);
         self.ready.append(&mut self.stalled);
         for _ in 0..self.ready.len() {
@@ -243,16 +256,17 @@ impl Owner {
                             freezing.left -= 1;
                         }
                     }
+                    ToOwner::Devices => self.handle_lane_devices(),
                 }
             }
         }
     }
 
     /// Says something to every lane.
-    fn tell_lanes(&self, message: &ToLane) {
+    fn tell_lanes(&self, message: impl Fn() -> ToLane) {
         for ring in &self.shared.to_lane {
-            let sent = ring.push(message.clone());
-            assert!(sent.is_ok(), "one freeze at a time");
+            let sent = ring.push(message());
+            assert!(sent.is_ok(), "one freeze, and one change of devices, at a time");
         }
     }
 

@@ -55,7 +55,9 @@ pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, 
     let (superblock, order, mut devices) = find_devices(bdevs, &io)?;
     let bugs = Bugs::new(planted);
     let shared = Arc::new(Shared::new(Arc::new(Map::new()), lanes));
-    let mut owner = Owner::empty(Arc::clone(&shared), superblock, memory, bugs)?;
+    let name = |at: &Option<usize>| at.map_or(String::new(), |at| bdevs[at].name().to_owned());
+    let names = order.iter().map(name).collect();
+    let mut owner = Owner::empty(Arc::clone(&shared), superblock, names, memory, bugs)?;
     let mut recovery = Recovery { owner: &mut owner, devices: &mut devices, io: &io };
     recovery.run()?;
     drop(devices);
@@ -151,6 +153,7 @@ impl Owner {
     fn empty(
         shared: Arc<Shared>,
         superblock: Superblock,
+        names: Vec<String>,
         mut memory: Memory,
         bugs: Bugs,
     ) -> Result<Self, PoolError> {
@@ -175,6 +178,10 @@ impl Owner {
             epoch: OwnerEpoch::new(),
             checkpoint: Checkpoint::default(),
             superblock,
+            names,
+            changing: Default::default(),
+            removal_call: None,
+            removal: None,
             volumes: Default::default(),
             damaged: Vec::new(),
             last_head: 0,

@@ -267,6 +267,7 @@ impl Owner {
         let state = self.entries.entry(key).or_default();
         if state.cluster == 0
             && let Some(cluster) = self.tree.own_cluster(at)
+            && !self.space.is_readonly(cluster)
         {
             let (entry, _) = self.shared.map.entry(at.root, at.index);
             state.cluster = cluster;
@@ -597,7 +598,8 @@ impl Owner {
     /// There is no free cluster: what is being released may bring one; else the host is told.
     fn wait_for_space(&mut self, id: u32, context: &mut Context<'_>) -> Look {
         self.end_epoch(id, context);
-        if self.releases.is_empty() && !self.tree.has_doomed() {
+        let comes = !self.releases.is_empty() || self.tree.has_doomed();
+        if !comes && !self.removal_yields() {
             return Look::Ends(Status::CAPACITY_EXCEEDED);
         }
         self.forget_plan(id);
