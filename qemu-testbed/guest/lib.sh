@@ -147,6 +147,21 @@ compare_outside() {
     say "ok: the first $3 MiB of $2 are equal outside"
 }
 
+# power_cut: the machine stops at once, and boots again with what was flushed to its SSDs (header:
+# powercut=1). The scenario begins anew; power_cuts prints how often that happened.
+power_cut() {
+    echo cut >>"$RESULTS/cuts"
+    printf 'power-cut\n' >/results/requests/cut.part
+    mv /results/requests/cut.part /results/requests/cut
+    sleep 30
+    fail "the power was not cut"
+}
+
+power_cuts() {
+    touch "$RESULTS/cuts"
+    wc -l <"$RESULTS/cuts"
+}
+
 # ---- SSDs --------------------------------------------------------------------------------------
 
 # SSD N sits in slot 0x10 + N, or behind a root port in that slot (header: hotplug=1).

@@ -1,9 +1,12 @@
 # One boot of the guest: QEMU's command line, its shares, and the answers to the guest's requests.
 # Sourced by run and shell. A boot has a folder of its own, `boot_dir`:
 #   ssdN-M.img   bytes of namespace M of SSD N      console   serial console of the guest
-#   qmp          QEMU's control socket              results/  writable share of the guest
+#   ssdN-M.nbd   socket of its volatile cache       results/  writable share of the guest
+#   qmp          QEMU's control socket              console.N of the boots before a cut of the power
 
 # shellcheck shell=bash disable=SC2154 # paths come from paths.sh, `image` and `binaries` from run
+
+cache_pids=()
 
 # KVM is used only when a kernel was seen to run on it: a device node that opens proves nothing.
 # The answer is kept for as long as the machine is up.
@@ -30,6 +33,8 @@ accelerator() {
 # ssd_arguments SCENARIO N: fills `arguments` for one SSD and creates its backing files.
 ssd_arguments() {
     local scenario=$1 n=$2 nsid bus=pcie.0 address=,addr=0x1$2 file
+    local powercut
+    powercut=$(header "$scenario" powercut)
     if [ "$(header "$scenario" hotplug "$n")" = 1 ]; then
         arguments+=(-device "pcie-root-port,id=port$n,chassis=$((n + 1)),addr=0x1$n")
         bus=port$n address=
@@ -38,6 +43,10 @@ ssd_arguments() {
     for ((nsid = 1; nsid <= $(header "$scenario" namespaces "$n"); nsid++)); do
         file=$boot_dir/ssd$n-$nsid.img
         truncate -s "$(header "$scenario" size "$n")" "$file"
+        if [ "$powercut" = 1 ]; then
+            start_cache "$file" "${file%.img}.nbd"
+            file="nbd+unix:///?socket=${file%.img}.nbd"
+        fi
         arguments+=(
             -drive "file=$file,if=none,id=drive$n-$nsid,format=raw,cache=writeback,discard=unmap"
             -device "nvme-ns,drive=drive$n-$nsid,bus=ssd$n,nsid=$nsid,logical_block_size=$(header \
@@ -46,10 +55,25 @@ ssd_arguments() {
     done
 }
 
+# start_cache FILE SOCKET: a volatile cache before a backing file. QEMU alone loses nothing when it is
+# killed, as what was written is in the page cache; this one keeps it until it is flushed.
+start_cache() {
+    rm -f "$2"
+    setpriv --pdeathsig KILL nbdkit -f -U "$2" --filter=cache file "$1" \
+        cache=writeback cache-max-size=1G 2>>"$boot_dir/nbdkit.log" &
+    cache_pids+=($!)
+    until [ -S "$2" ]; do
+        kill -0 "$!" 2>/dev/null || die "nbdkit ended: $(tail -n 3 "$boot_dir/nbdkit.log")"
+        sleep 0.05
+    done
+}
+
 # start_machine SCENARIO [QEMU ARGUMENTS...]: boots the machine that the scenario's header asks for
 # in the background; its process id is then in `qemu_pid`.
 start_machine() {
     local scenario=$1 n iommu=()
+    started_with=("$@")
+    cache_pids=()
     shift
     mkdir -p "$boot_dir/results/requests"
     # Before the devices that it translates.
@@ -59,10 +83,12 @@ start_machine() {
     # shellcheck disable=SC2054 # the commas are QEMU's
     arguments=(
         -name forebay-testbed
-        -machine q35,kernel-irqchip=split -accel "$(accelerator)" -cpu max
+        -machine q35,kernel-irqchip=split,pit=off -accel "$(accelerator)" -cpu max
         -smp "$(header "$scenario" vcpus)" -m "$(header "$scenario" memory)"
         -nodefaults -display none -no-reboot
         -kernel "$image/vmlinuz" -initrd "$image/initrd"
+        # pit=off above: the kernel measures its clock by the PIT where there is one, and on a busy
+        # machine found it ten times too fast; by the HPET it does not.
         # tsc=reliable: a busy machine must not make the guest's kernel doubt its clock, and patch
         # itself under running CPUs, which QEMU's emulation does not survive; no_timer_check: nor
         # must it conclude, from ticks that came late, that there are none.
@@ -85,11 +111,29 @@ tsc=reliable no_timer_check intel_iommu=on iommu=pt hugepages=$(header "$scenari
     qemu_pid=$!
 }
 
+# stop_machine: `qemu_crash` is then the signal that QEMU itself had died of before, or empty.
 stop_machine() {
+    local killed=no status=0
+    qemu_crash=
     [ -n "${qemu_pid:-}" ] || return 0
-    kill -9 "$qemu_pid" 2>/dev/null || true
-    wait "$qemu_pid" 2>/dev/null || true
+    if kill -9 "$qemu_pid" 2>/dev/null; then killed=yes; fi
+    wait "$qemu_pid" 2>/dev/null || status=$?
+    if [[ $killed = no && $status -gt 128 ]]; then qemu_crash=$(kill -l "$status"); fi
     qemu_pid=
+    if [ ${#cache_pids[@]} -gt 0 ]; then
+        kill -9 "${cache_pids[@]}" 2>/dev/null || true
+        wait "${cache_pids[@]}" 2>/dev/null || true
+        cache_pids=()
+    fi
+}
+
+# cut_power: as the guest's power_cut wants it. The same machine boots again, with what was flushed
+# to its SSDs.
+cut_power() {
+    local boots=("$boot_dir"/console*)
+    stop_machine
+    mv "$boot_dir/console" "$boot_dir/console.${#boots[@]}"
+    start_machine "${started_with[@]}"
 }
 
 machine_runs() { kill -0 "$qemu_pid" 2>/dev/null; }
@@ -118,8 +162,9 @@ replug_ssd() {
     [[ $1 == [0-7] ]] || return
     local file=$boot_dir/ssd$1-1.img node=replugged$1
     # QEMU 10 keeps the drive of a namespace that went with its SSD, and a lock on the file. Earlier
-    # ones do not, and say so here, which is no error.
+    # ones do not, and say so here, which is no error. Nor is it that there was no earlier replug.
     qmp '{"execute": "human-monitor-command", "arguments": {"command-line": "drive_del drive'"$1"'-1"}}'
+    qmp '{"execute": "blockdev-del", "arguments": {"node-name": "'"$node"'"}}'
     qmp '{"execute": "blockdev-add", "arguments": {"node-name": "'"$node"'", "driver": "raw",
         "file": {"driver": "file", "filename": "'"$file"'"}}}' || return
     qmp '{"execute": "device_add", "arguments": {"driver": "nvme", "id": "ssd'"$1"'",
@@ -163,6 +208,11 @@ serve_requests() {
     local request output status
     for request in "$boot_dir"/results/requests/*; do
         [[ -e $request && $request != *.part && $request != *.answer && ! -e $request.answer ]] || continue
+        if [ "$(<"$request")" = power-cut ]; then
+            rm "$request"
+            cut_power
+            continue
+        fi
         status=0
         output=$(serve "$(<"$request")" 2>&1) || status=$?
         printf '%s\n%s\n' "$status" "$output" >"$request.answer.part"

@@ -7,7 +7,7 @@
 # shellcheck disable=SC2034 # used by those who source this
 BUILD_PACKAGES=(gcc libc6-dev pkg-config libibverbs-dev librdmacm-dev)
 # shellcheck disable=SC2034
-TESTBED_PACKAGES=(mmdebstrap socat e2fsprogs)
+TESTBED_PACKAGES=(mmdebstrap socat e2fsprogs nbdkit)
 
 say() { printf '%s\n' "$*" >&2; }
 die() {

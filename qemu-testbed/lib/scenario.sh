@@ -15,6 +15,7 @@ declare -A header_defaults=(
     [size]=1G         # of each namespace
     [block]=512       # logical block size in bytes
     [namespaces]=1    # of each SSD
+    [powercut]=0      # 1: power_cut works, and loses what was not flushed to the SSDs
     [mdts]=7          # largest transfer of an SSD, 2^mdts pages of 4 KiB
 )
 

@@ -42,7 +42,7 @@ pub use socket::{CallError, ControlSocket};
 pub use volumes::{
     Labels, PoolAdd, PoolCreate, PoolDestroy, PoolName, PoolRemove, SnapshotClone, SnapshotCreate,
     SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename,
-    VolumeResize, VolumeRollback,
+    VolumeReserve, VolumeResize, VolumeRollback,
 };
 
 /// Where the daemon listens unless told otherwise.

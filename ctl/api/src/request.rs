@@ -13,7 +13,7 @@ use crate::names::{
 use crate::volumes::{
     PoolAdd, PoolCreate, PoolDestroy, PoolName, PoolRemove, SnapshotClone, SnapshotCreate,
     SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename,
-    VolumeResize, VolumeRollback,
+    VolumeReserve, VolumeResize, VolumeRollback,
 };
 
 /// The methods in one table: variant, name, parameters.
@@ -113,6 +113,8 @@ methods! {
     VolumeRename(VolumeRename) = "volume.rename";
     /// Changes the size of a volume; hosts that have it hear of it. Returns its `VolumeInfo`.
     VolumeResize(VolumeResize) = "volume.resize";
+    /// Keeps space for all of a volume, or no longer. Returns its `VolumeInfo`.
+    VolumeReserve(VolumeReserve) = "volume.reserve";
     /// Changes labels and description of a volume or snapshot. Returns its `VolumeInfo`.
     VolumeLabel(VolumeLabel) = "volume.label";
     /// Makes a volume what a snapshot is. What it was stays as another snapshot. Returns the
@@ -373,6 +375,7 @@ impl Call {
             Call::VolumeShow(VolumeName { volume })
             | Call::VolumeDelete(VolumeName { volume })
             | Call::VolumePromote(VolumeName { volume })
+            | Call::VolumeReserve(VolumeReserve { volume, .. })
             | Call::SnapshotDelete(VolumeName { volume })
             | Call::SnapshotList(SnapshotList { volume: Some(volume) }) => {
                 check_field("volume", check_volume_name(volume))

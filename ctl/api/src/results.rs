@@ -125,6 +125,10 @@ pub struct PoolInfo {
     pub size_bytes: u64,
     /// Bytes that nothing uses.
     pub free_bytes: u64,
+    /// Of those, bytes that are kept for what reserved volumes may still write.
+    pub kept_bytes: u64,
+    /// Of those, bytes that other volumes may have. What is left is for metadata.
+    pub available_bytes: u64,
     /// Bytes that are on their way to be free.
     pub releasing_bytes: u64,
     /// How full it is, in percent; what is being released counts as used.
@@ -224,6 +228,10 @@ pub struct VolumeInfo {
     pub uuid: String,
     /// It takes no writes.
     pub read_only: bool,
+    /// Space for all of it is kept.
+    pub reserved: bool,
+    /// Bytes that are kept for what it may still write.
+    pub kept_bytes: u64,
     /// Its size in bytes.
     pub size_bytes: u64,
     /// Size of its logical blocks in bytes.

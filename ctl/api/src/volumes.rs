@@ -92,6 +92,9 @@ pub struct VolumeCreate {
     /// Size of its logical blocks: 512 or 4096 (the default).
     #[serde(default = "default_block_bytes")]
     pub block_bytes: u32,
+    /// Space for all of it is kept, so that no write is refused for want of it.
+    #[serde(default)]
+    pub reserve: bool,
     /// Its labels.
     #[serde(default)]
     pub labels: Labels,
@@ -150,6 +153,16 @@ pub struct VolumeResize {
     /// Blocks that were written may be cut off.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Parameters of `volume.reserve`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeReserve {
+    /// `POOL/NAME`.
+    pub volume: String,
+    /// Space for all of it is kept from here on, or no longer.
+    pub reserve: bool,
 }
 
 /// Parameters of `volume.label`.

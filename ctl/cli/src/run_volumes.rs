@@ -148,11 +148,12 @@ pub(crate) fn run_volume<W: Write>(
 /// The call of a command that makes or changes one volume.
 fn change_call(command: &VolumeCommand) -> Result<Call, CliError> {
     Ok(match command {
-        VolumeCommand::Create { volume, size, block_size, labels, description } => {
+        VolumeCommand::Create { volume, size, block_size, reserve, labels, description } => {
             Call::VolumeCreate(api::VolumeCreate {
                 volume: volume.clone(),
                 size_bytes: *size,
                 block_bytes: *block_size,
+                reserve: *reserve,
                 labels: labels.map(),
                 description: description.clone(),
             })
@@ -165,6 +166,9 @@ fn change_call(command: &VolumeCommand) -> Result<Call, CliError> {
             size_bytes: *size,
             force: *force,
         }),
+        VolumeCommand::Reserve { volume, off } => {
+            Call::VolumeReserve(api::VolumeReserve { volume: volume.clone(), reserve: !off })
+        }
         VolumeCommand::Label { volume, changes, description } => {
             Call::VolumeLabel(api::VolumeLabel {
                 volume: volume.clone(),

@@ -92,7 +92,7 @@ pub(crate) enum PoolCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Make a volume; it takes space as it is written
+    /// Make a volume; it takes space as it is written, unless that is reserved
     Create {
         /// POOL/NAME
         #[arg(value_parser = checked(api::check_volume_name))]
@@ -103,6 +103,9 @@ pub(crate) enum VolumeCommand {
         /// Size of a logical block: 512 or 4096
         #[arg(long, default_value_t = 4096, value_parser = parse_block_bytes)]
         block_size: u32,
+        /// Keep space for all of it: no write is refused because the pool is full
+        #[arg(long)]
+        reserve: bool,
         #[command(flatten)]
         labels: Labels,
         /// A sentence for people
@@ -158,6 +161,15 @@ pub(crate) enum VolumeCommand {
         /// Blocks that were written may be cut off
         #[arg(long)]
         force: bool,
+    },
+    /// Keep space for all of a volume, so that no write of it is refused because the pool is full
+    Reserve {
+        /// POOL/NAME
+        #[arg(value_parser = checked(api::check_volume_name))]
+        volume: String,
+        /// Keep none any longer: it takes space as it is written
+        #[arg(long)]
+        off: bool,
     },
     /// Set and take away labels of a volume or snapshot
     Label {

@@ -41,6 +41,8 @@ pub(crate) fn pool(info: &PoolInfo) -> String {
         facts.extend([
             ("size", show_size(info.size_bytes)),
             ("free", show_size(info.free_bytes)),
+            ("kept for reserved volumes", show_size(info.kept_bytes)),
+            ("left for other volumes", show_size(info.available_bytes)),
             ("being released", show_size(info.releasing_bytes)),
             ("used", format!("{} %, warns at 80 and 90 %", info.used_percent)),
             ("journal", format!("{} of {} blocks", info.journal_used, info.journal_blocks)),
@@ -123,6 +125,9 @@ pub(crate) fn volume(info: &VolumeInfo) -> String {
         ("own", format!("{}: what deleting it frees", show_counted(info.unique_bytes))),
         ("comes from", or_dash(info.parent.as_deref())),
     ];
+    if info.reserved {
+        facts.push(("reserved", format!("{} more are kept for it", show_size(info.kept_bytes))));
+    }
     if info.kind == VolumeKind::Snapshot {
         facts.push(("snapshot of", or_dash(info.line.as_deref())));
         facts.push(("group", or_dash(info.group.as_deref())));
@@ -243,6 +248,8 @@ mod tests {
             line: line.map(str::to_owned),
             uuid: "u".to_owned(),
             read_only: false,
+            reserved: false,
+            kept_bytes: 0,
             size_bytes: 1 << 30,
             block_bytes: 4096,
             mapped_bytes: Some(0),
@@ -297,6 +304,8 @@ mod tests {
             bdevs: vec!["ssd0n1".to_owned()],
             size_bytes: 0,
             free_bytes: 0,
+            kept_bytes: 0,
+            available_bytes: 0,
             releasing_bytes: 0,
             used_percent: 0,
             journal_used: 0,

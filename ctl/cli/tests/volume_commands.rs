@@ -37,8 +37,9 @@ fn text(bytes: &[u8]) -> String {
 
 fn volume(name: &str, kind: &str) -> Value {
     json!({"name": name, "kind": kind, "parent": null, "line": null, "uuid": "u",
-        "read_only": false, "size_bytes": 1 << 30, "block_bytes": 4096, "mapped_bytes": 8192,
-        "unique_bytes": 65536, "labels": {"tier": "gold"}, "description": "", "created_s": 0,
+        "read_only": false, "reserved": true, "kept_bytes": 4096, "size_bytes": 1 << 30,
+        "block_bytes": 4096, "mapped_bytes": 8192, "unique_bytes": 65536,
+        "labels": {"tier": "gold"}, "description": "", "created_s": 0,
         "group": null, "claimed_by": null})
 }
 
@@ -50,6 +51,13 @@ fn arguments_become_parameters() {
     assert_eq!((create.size_bytes, create.block_bytes), (1 << 30, 512));
     assert_eq!((create.labels["a"].as_str(), create.labels["c"].as_str()), ("b", ""));
     assert!(text(&output.stdout).contains("created           1970-01-01T00:00:00Z"));
+    assert!(!create.reserve && text(&output.stdout).contains("4 KiB more are kept for it"));
+    let (calls, _) = run("volume create tank/a 1G --reserve", vec![Ok(volume("tank/a", "volume"))]);
+    assert!(matches!(calls.as_slice(), [Call::VolumeCreate(create)] if create.reserve));
+    for (line, on) in [("volume reserve tank/a", true), ("volume reserve tank/a --off", false)] {
+        let (calls, _) = run(line, vec![Ok(volume("tank/a", "volume"))]);
+        assert!(matches!(calls.as_slice(), [Call::VolumeReserve(change)] if change.reserve == on));
+    }
     let line = "volume label tank/a x=1 y-";
     let (calls, _) = run(line, vec![Ok(volume("tank/a", "volume"))]);
     let [Call::VolumeLabel(label)] = calls.as_slice() else { panic!("{calls:?}") };

@@ -81,9 +81,13 @@ impl FromStr for Address {
                     .strip_prefix("//")
                     .and_then(|rest| rest.split_once('/'))
                     .ok_or_else(unknown)?;
+                // An NQN may have slashes, as those that volumes get by default: only what looks
+                // like a namespace is one.
                 let (nqn, nsid) = match name.rsplit_once('/') {
-                    Some((nqn, nsid)) => (nqn, parse_nsid(nsid)?),
-                    None => (name, 1),
+                    Some((nqn, nsid)) if nsid.bytes().all(|byte| byte.is_ascii_digit()) => {
+                        (nqn, parse_nsid(nsid)?)
+                    }
+                    _ => (name, 1),
                 };
                 api::check_nqn(nqn).map_err(|reason| format!("{nqn:?} {reason}"))?;
                 let endpoint = format!("{kind}://{endpoint}").parse()?;
@@ -128,6 +132,11 @@ mod tests {
         assert_eq!(fabrics.to_string().parse(), Ok(fabrics));
         let rdma = "rdma://10.0.0.1:4421/nqn.2026-11.io.forebay:a/2";
         assert_eq!(rdma.parse::<Address>().unwrap().to_string(), rdma);
+        for volume in ["tank/data", "tank/5/1", "tank/data.r1"] {
+            let text = format!("tcp://10.0.0.1:4420/nqn.2026-11.io.forebay:{volume}");
+            let shown = text.parse::<Address>().unwrap().to_string();
+            assert_eq!(shown.strip_suffix("/1").unwrap(), text.trim_end_matches("/1"));
+        }
     }
 
     #[test]

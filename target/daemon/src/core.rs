@@ -17,7 +17,8 @@ use verbs::Cq;
 use volume::{Done, Lane};
 
 use crate::limits::{
-    COMPLETIONS_PER_POLL, CORE_OUTBOX, IDLE_CHANNEL_TURNS, MAX_POOLS, MAX_RDMA_DEVICES,
+    COMPLETIONS_PER_POLL, CORE_OUTBOX, IDLE_CHANNEL_TURNS, LANE_END_LIMIT, MAX_POOLS,
+    MAX_RDMA_DEVICES,
 };
 use crate::message::{
     ChannelStats, ControlMessage, ControlRing, CoreMessage, CoreStats, End, OpenQueue, PoolUse,
@@ -94,6 +95,8 @@ struct OpenLane {
     lane: Box<Lane>,
     /// Our channel number, by that of the lane.
     channels: Vec<u32>,
+    /// Given up: goes when no device is at work for it, or at this time.
+    leaving: Option<Instant>,
 }
 
 impl Core {
@@ -287,8 +290,19 @@ impl Core {
             }
             self.done = done;
             self.poll_replies(pool);
+            self.remove_lane_if_left(pool, now);
         }
         work
+    }
+
+    /// The owner's lane has I/O of its own, which devices may still read memory for.
+    fn remove_lane_if_left(&mut self, pool: usize, now: Instant) {
+        let left = self.lanes[pool]
+            .take_if(|open| open.leaving.is_some_and(|limit| open.lane.is_idle() || now >= limit));
+        if let Some(OpenLane { lane, .. }) = left {
+            let idle = lane.is_idle();
+            self.tell(ControlMessage::LaneRemoved { pool, lane: Some(lane), idle });
+        }
     }
 
     #[inline]
@@ -600,12 +614,12 @@ impl Worker for Core {
                 self.detach_namespace(subsystem, nsid);
             }
             CoreMessage::AddLane { pool, lane } => {
-                self.lanes[pool] = Some(OpenLane { lane, channels: Vec::new() });
+                self.lanes[pool] = Some(OpenLane { lane, channels: Vec::new(), leaving: None });
             }
-            CoreMessage::RemoveLane { pool } => {
-                let lane = self.lanes[pool].take().map(|open| open.lane);
-                self.tell(ControlMessage::LaneRemoved { pool, lane });
-            }
+            CoreMessage::RemoveLane { pool } => match &mut self.lanes[pool] {
+                Some(open) => open.leaving = Some(Instant::now() + LANE_END_LIMIT),
+                None => self.tell(ControlMessage::LaneRemoved { pool, lane: None, idle: true }),
+            },
             CoreMessage::PoolCall { pool, id, call, now_s } => {
                 if let Some(open) = &mut self.lanes[pool] {
                     open.lane.call(id, *call, now_s);

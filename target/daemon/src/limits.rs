@@ -79,6 +79,10 @@ pub(crate) const CORE_BACKLOG: usize = REQUESTS_PER_CORE as usize
     + 2 * MAX_POOLS
     + 2 * MAX_RDMA_DEVICES;
 
+/// How long a core waits for devices to end what they do for a lane that goes. Every driver answers
+/// sooner, be it with an error; memory of a pool whose devices did not is never used again.
+pub(crate) const LANE_END_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long the daemon waits at its end for connections to close and for the I/O in them.
 pub(crate) const EXPORTS_END_LIMIT: Duration = Duration::from_secs(20);
 

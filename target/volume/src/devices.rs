@@ -154,6 +154,11 @@ impl Devices {
         u32::from(volatile)
     }
 
+    /// Whether nothing is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.iter().all(|count| *count == 0)
+    }
+
     /// Turns every channel once; what has completed is appended to `done`.
     #[inline]
     pub(crate) fn poll(&mut self, now: Instant, done: &mut Vec<(Token, Status)>) {

@@ -10,7 +10,7 @@ use nvme_spec::status::Status;
 
 use crate::devices::{Devices, Token};
 use crate::epoch::{LaneEpoch, Tag};
-use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES, LANE_REQUESTS};
+use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES, LANE_REQUESTS, MAX_IO_BYTES};
 use crate::owner::{Call, Context, Origin, Owner, Reply, VolumeError};
 use crate::pieces::Pieces;
 use crate::pool::NewDevice;
@@ -103,6 +103,12 @@ impl Lane {
     /// Ends that. The caller has seen the end of all I/Os of this number.
     pub fn detach(&mut self, channel: u32) {
         self.volumes[channel as usize] = None;
+    }
+
+    /// Whether no device is at work for this lane: what it has memory for may be used otherwise once
+    /// it is gone.
+    pub fn is_idle(&self) -> bool {
+        self.devices.is_idle()
     }
 
     /// Whether this is the lane that takes [`Lane::call`].
@@ -356,6 +362,12 @@ fn check(handle: &VolumeHandle, io: &Io, changes: bool) -> Result<(), Status> {
     }
     if matches!(io.op, Op::Flush | Op::Deallocate { .. }) {
         return Ok(());
+    }
+    // The journal has room for the records of so much, and lengths in bytes have 32 bits.
+    let bytes = u64::from(io.block_count) * u64::from(handle.block_bytes());
+    let most = if matches!(io.op, Op::WriteZeroes { .. }) { u32::MAX } else { MAX_IO_BYTES };
+    if bytes > u64::from(most) {
+        return Err(Status::INVALID_FIELD.with_dnr());
     }
     // The volume may have become smaller since the namespace's table was looked at.
     match io.slba.checked_add(u64::from(io.block_count)) {

@@ -238,6 +238,7 @@ fn open_volume(owner: &mut Snapshots) -> Arc<VolumeHandle> {
         name: "v".into(),
         bytes: BLOCKS * 4096,
         block_bytes: 4096,
+        reserve: false,
         labels: Default::default(),
         description: String::new(),
     };

@@ -164,6 +164,75 @@ fn a_full_pool_says_so_and_deleting_makes_room() {
 }
 
 #[test]
+fn pages_of_what_was_deleted_are_used_before_a_write_is_refused() {
+    let mut rig = Rig::new(&[64 * MIB]);
+    rig.create("a", 128 * MIB, 4096);
+    let a = rig.open("a");
+    let names: Vec<String> = (0..24).map(|number| format!("v{number}")).collect();
+    for name in &names {
+        rig.create(name, MIB, 4096);
+        let channel = rig.open(name);
+        rig.write(channel, 0, &[1; 4096]);
+        rig.close(channel);
+    }
+    let mut next = 0;
+    let mut fill = |rig: &mut Rig| {
+        let begin = next;
+        while rig.write(a, next, &[5; 65536]).is_success() {
+            next += 65536;
+        }
+        (next - begin) / 65536
+    };
+    fill(&mut rig);
+    // The journal is empty then, so that no other checkpoint is due.
+    rig.call(Call::Checkpoint).unwrap();
+    fill(&mut rig);
+    names.iter().for_each(|name| drop(rig.call(Call::Delete(name.clone())).unwrap()));
+    let more = fill(&mut rig);
+    // Each had a cluster, and ten pages.
+    assert!(more >= 24 + 8, "{more} clusters");
+    rig.check();
+}
+
+#[test]
+fn a_full_pool_gives_up_no_more_than_the_rest_of_a_block_that_is_deallocated() {
+    let mut rig = Rig::with_blocks(&[8 * MIB], 512);
+    rig.create("a", 64 * MIB, 512);
+    let a = rig.open("a");
+    let mut end = 0;
+    while rig.write(a, end, &[5; 65536]).is_success() {
+        end += 65536;
+    }
+    assert_eq!(rig.deallocate(a, &[(512, 4096)]), Status::SUCCESS, "own blocks take no space");
+    assert_eq!(rig.read(a, 0, 8192), [&[5; 512][..], &[0; 4096], &[5; 3584]].concat());
+    rig.snapshot("a", "s");
+    assert_eq!(rig.write(a, 65536, &[6; 512]), Status::CAPACITY_EXCEEDED);
+    assert_eq!(rig.deallocate(a, &[(65536 + 512, 8192)]), Status::SUCCESS);
+    let middle = rig.read(a, 65536, 12288);
+    assert_eq!(middle, [&[5; 4096][..], &[0; 4096], &[5; 4096]].concat(), "edges are as they were");
+    assert_eq!(rig.write_zeroes(a, 2 * 65536 + 512, 8192), Status::CAPACITY_EXCEEDED);
+    let s = rig.open("s");
+    assert_eq!(rig.read(s, 65536, 12288), [5; 12288]);
+}
+
+#[test]
+fn an_io_that_the_journal_has_no_room_for_is_refused() {
+    let mut rig = Rig::with_blocks(&[64 * MIB], 512);
+    rig.create("a", 32 * MIB, 512);
+    let a = rig.open("a");
+    // As many records as there can be: nothing is whole but clusters.
+    for round in 0..8 {
+        assert_eq!(rig.write_bytes(a, 512, 4 * MIB), Status::SUCCESS, "round {round}");
+        rig.snapshot("a", &format!("s{round}"));
+    }
+    let refused = Status::INVALID_FIELD.with_dnr();
+    assert_eq!(rig.write_bytes(a, 0, 4 * MIB + 512), refused);
+    assert_eq!(rig.write_bytes(a, 0, 1 << 40), refused, "lengths in bytes have 32 bits");
+    assert_eq!(rig.write_zeroes(a, 0, 32 * MIB), Status::SUCCESS, "one record");
+    rig.reopen();
+}
+
+#[test]
 fn a_rollback_goes_back_and_keeps_what_was() {
     let mut rig = Rig::new(&[64 * MIB]);
     rig.create("a", 16 * MIB, 4096);

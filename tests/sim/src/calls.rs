@@ -11,7 +11,8 @@ use crate::life::Life;
 /// What is to be done, one after another.
 #[derive(Clone, Debug)]
 pub(crate) enum Plan {
-    Create { name: String, block_bytes: u32, bytes: u64 },
+    Create { name: String, block_bytes: u32, bytes: u64, reserve: bool },
+    Reserve { name: String, reserve: bool },
     Snapshot(Vec<(String, String)>),
     Clone { snapshot: String, name: String, read_only: bool },
     Rollback { volume: String, snapshot: String, kept: String },
@@ -87,10 +88,18 @@ impl Life {
         let mut since = 0;
         let model = &mut self.model;
         let call = match plan.clone() {
-            Plan::Create { name, block_bytes, bytes } => {
+            Plan::Create { name, block_bytes, bytes, reserve } => {
                 model.begin_create(&name, block_bytes, bytes);
+                model.reserve(&name, reserve);
                 let (labels, description) = (BTreeMap::new(), String::new());
-                Call::Create(CreateVolume { name, bytes, block_bytes, labels, description })
+                Call::Create(CreateVolume {
+                    name,
+                    bytes,
+                    block_bytes,
+                    reserve,
+                    labels,
+                    description,
+                })
             }
             Plan::Snapshot(members) => {
                 since = model.begin_snapshots(&members);
@@ -111,6 +120,10 @@ impl Life {
             Plan::Delete(name) => {
                 model.begin_delete(&name);
                 Call::Delete(name)
+            }
+            Plan::Reserve { name, reserve } => {
+                model.reserve(&name, false);
+                Call::Reserve { name, reserve }
             }
             Plan::Open(name) => Call::Open(name),
             Plan::Close(name) => match self.pool.detach(&name) {
@@ -150,6 +163,9 @@ impl Life {
             ) => {
                 self.statistics.refused += 1;
             }
+            Err(VolumeError::Space { .. }) if self.takes_space(&asked.plan) => {
+                self.statistics.refused += 1;
+            }
             Err(error) => {
                 let reason = format!("{:?}: {error}", asked.plan);
                 return Err(Failure::Refused { reason });
@@ -161,11 +177,8 @@ impl Life {
                 model.end_create(&name, success);
             }
             Plan::Snapshot(members) => model.end_snapshots(&members, asked.since, success),
-            Plan::Rollback { volume, kept, .. } => {
+            Plan::Rollback { volume, .. } => {
                 model.end_rollback(&volume, asked.since, success);
-                if !success {
-                    self.script.retain(|plan| !matches!(plan, Plan::Open(name) if *name == kept));
-                }
             }
             Plan::Resize { name, .. } => {
                 model.end_resize(&name, success);
@@ -191,10 +204,24 @@ impl Life {
             },
             Plan::Add(name) => self.added(&name, success),
             Plan::Remove(name) => self.removal_begun(&name, success),
+            Plan::Reserve { name, reserve } => self.model.reserve(&name, reserve && success),
             Plan::Close(_) | Plan::Promote(_) | Plan::Checkpoint => {}
             Plan::Grow | Plan::CancelRemoval(_) => {}
         }
+        // What was not made is not opened.
+        let model = &self.model;
+        self.script.retain(|plan| !matches!(plan, Plan::Open(name) if !model.knows(name)));
         Ok(())
+    }
+
+    /// Whether a full pool may refuse this.
+    fn takes_space(&self, plan: &Plan) -> bool {
+        match plan {
+            Plan::Rollback { volume, .. } => self.model.is_reserved(volume),
+            Plan::Create { .. } | Plan::Snapshot(_) | Plan::Clone { .. } => true,
+            Plan::Resize { .. } | Plan::Reserve { .. } => true,
+            _ => false,
+        }
     }
 
     /// Plans anything, if nothing is planned.
@@ -208,7 +235,7 @@ impl Life {
         let (snapshots, volumes): (Vec<String>, Vec<String>) =
             self.model.names().map(str::to_owned).partition(|name| self.model.is_snapshot(name));
         let is_full = volumes.len() + snapshots.len() >= self.config.objects;
-        let kind = self.random.below(18);
+        let kind = self.random.below(19);
         match kind {
             _ if volumes.len() < 2 => self.plan_create(),
             0..=7 if is_full => self.plan_delete(volumes, snapshots),
@@ -232,6 +259,13 @@ impl Life {
             }
             15 => self.script.push_back(Plan::Checkpoint),
             16 => self.script.push_back(Plan::Check),
+            18 => {
+                let name = self.random.pick(&volumes).clone();
+                let reserve = self.random.one_in(2);
+                if self.pool.objects.get(&name).is_some_and(|open| !open.handle.read_only()) {
+                    self.script.push_back(Plan::Reserve { name, reserve });
+                }
+            }
             17 => self.script.push_back(Plan::Promote(self.random.pick(&volumes).clone())),
             _ => {}
         }
@@ -242,7 +276,8 @@ impl Life {
         let smallest = self.model.unit_bytes();
         let block_bytes = if self.random.one_in(2) { 4096 } else { smallest };
         let bytes = self.any_size();
-        let create = Plan::Create { name: name.clone(), block_bytes, bytes };
+        let reserve = self.random.one_in(4);
+        let create = Plan::Create { name: name.clone(), block_bytes, bytes, reserve };
         self.script.extend([create, Plan::Open(name)]);
     }
 
@@ -266,7 +301,7 @@ impl Life {
     }
 
     /// To any snapshot of as large a volume, of its own line or not.
-    fn plan_rollback(&mut self, volumes: &[String], snapshots: &[String]) {
+    pub(crate) fn plan_rollback(&mut self, volumes: &[String], snapshots: &[String]) {
         let volume = self.random.pick(volumes).clone();
         let snapshot = self.random.pick(snapshots).clone();
         let blocks = |name: &str| (self.model.block_bytes(name), self.model.units(name));

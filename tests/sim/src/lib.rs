@@ -14,6 +14,7 @@ mod check;
 mod config;
 mod device;
 mod failure;
+mod full;
 mod history;
 mod life;
 mod media;

@@ -102,6 +102,9 @@ impl Life {
                 _ => {}
             }
         }
+        if self.random.one_in(2) {
+            self.fill_up()?;
+        }
         self.pool.check()?;
         for end in End::ALL {
             let image = self.pool.world.image(end);
@@ -115,7 +118,7 @@ impl Life {
         self.is_busy() || self.is_calling() || self.changing.removal.is_some()
     }
 
-    fn turn(&mut self, lane: usize) -> Result<(), Failure> {
+    pub(crate) fn turn(&mut self, lane: usize) -> Result<(), Failure> {
         let goes_on = self.pool.turn(lane);
         self.attack()?;
         self.take_ends()?;

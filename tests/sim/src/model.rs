@@ -126,13 +126,34 @@ pub struct Model {
     pub(crate) cuts: Vec<Cut>,
     /// When reads and snapshots that have not ended began.
     pub(crate) active: BTreeSet<Time>,
+    /// Volumes for which space is kept.
+    reserved: BTreeSet<String>,
 }
 
 impl Model {
     /// An empty pool on devices that write `unit_bytes` all or nothing.
     pub fn new(salt: u64, unit_bytes: u32) -> Self {
         let (objects, active) = (BTreeMap::new(), BTreeSet::new());
-        Self { salt, unit_bytes, now: 1, objects, cuts: Vec::new(), active }
+        let reserved = BTreeSet::new();
+        Self { salt, unit_bytes, now: 1, objects, cuts: Vec::new(), active, reserved }
+    }
+
+    /// Space is kept for a volume from here on, or perhaps no longer.
+    pub fn reserve(&mut self, name: &str, reserved: bool) {
+        match reserved {
+            true => drop(self.reserved.insert(name.to_owned())),
+            false => drop(self.reserved.remove(name)),
+        }
+    }
+
+    /// Whether no write to it may be refused for want of space.
+    pub fn is_reserved(&self, name: &str) -> bool {
+        self.reserved.contains(name)
+    }
+
+    /// Whether there is such a volume or snapshot, or may be.
+    pub fn knows(&self, name: &str) -> bool {
+        self.objects.contains_key(name)
     }
 
     /// Bytes of a unit.

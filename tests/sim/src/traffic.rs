@@ -114,7 +114,7 @@ impl Life {
         first * per_cluster..(end * per_cluster).min(blocks)
     }
 
-    fn submit_io(
+    pub(crate) fn submit_io(
         &mut self,
         slot: usize,
         name: &str,
@@ -207,14 +207,17 @@ impl Life {
     fn end_flight(&mut self, slot: usize, flight: &Flight, status: Status) -> Result<(), Failure> {
         let Flight { name, op, units, expected } = flight;
         let success = status.is_success();
-        let is_full = status.code_and_type() == Status::CAPACITY_EXCEEDED;
+        let is_full =
+            status.code_and_type() == Status::CAPACITY_EXCEEDED && !self.model.is_reserved(name);
         let may_be = match expected {
             Expected::Since(_) => success,
             Expected::Refusal => !success,
-            // Parts of blocks are written, and where the block is shared that takes space.
-            Expected::Change(_) => {
-                success || is_full && (matches!(op, Op::Write { .. }) || self.has_parts(units))
-            }
+            Expected::Change(_) => match op {
+                Op::Write { .. } => success || is_full,
+                // Parts of blocks are written, and where the block is shared that takes space.
+                Op::WriteZeroes { .. } => success || is_full && self.has_parts(units),
+                _ => success,
+            },
         };
         if !may_be {
             let (what, status) = (format!("{flight:?}"), format!("{status:?}"));
@@ -233,7 +236,9 @@ impl Life {
                 self.model.end_write(name, units, *operation, success, *fua);
             }
             (_, Expected::Change(operation)) => {
-                self.model.end_write(name, units, *operation, success, false);
+                // The rest of a block may be left as it is: deallocation is advice.
+                self.model.end_write(name, &self.whole_blocks(units), *operation, success, false);
+                self.model.end_write(name, units, *operation, false, false);
             }
             (_, Expected::Refusal) => {}
         }
@@ -245,6 +250,15 @@ impl Life {
         let per_block = u64::from(MAP_BLOCK_BYTES / self.model.unit_bytes());
         let is_whole = |unit: u64| unit.is_multiple_of(per_block);
         units.iter().any(|units| !is_whole(units.start) || !is_whole(units.end))
+    }
+
+    /// What these ranges have of whole blocks of the map.
+    fn whole_blocks(&self, units: &[Range<u64>]) -> Vec<Range<u64>> {
+        let per_block = u64::from(MAP_BLOCK_BYTES / self.model.unit_bytes());
+        let whole = |units: &Range<u64>| {
+            units.start.next_multiple_of(per_block)..units.end / per_block * per_block
+        };
+        units.iter().map(whole).filter(|units| !units.is_empty()).collect()
     }
 
     /// Whether an I/O is in flight.

@@ -111,7 +111,7 @@ fn an_overwrite_of_an_open_block_is_found() {
 
 #[test]
 fn reuse_before_the_release_is_durable_is_found() {
-    find(Planted::ReuseBeforeClosed);
+    find_where(Planted::ReuseBeforeClosed, hasty);
 }
 
 #[test]
@@ -168,6 +168,30 @@ fn a_replay_that_does_not_verify_is_found() {
 #[test]
 fn a_recovery_without_a_flush_is_found() {
     find_where(Planted::RecoverWithoutFlush, |config| config.recoveries_one_in = 1);
+}
+
+/// Several volumes that fill the pool, some of them reserved.
+fn full(config: &mut Config) {
+    config.devices.truncate(1);
+    for device in &mut config.devices {
+        device.bytes = 3 << 20;
+    }
+    (config.objects, config.volume_clusters) = (5, 8);
+}
+
+#[test]
+fn windows_that_others_cannot_have_are_found() {
+    find_where(Planted::WindowsKept, full);
+}
+
+#[test]
+fn a_refusal_while_something_is_being_released_is_found() {
+    find_where(Planted::RefusedBeforeReleases, full);
+}
+
+#[test]
+fn a_snapshot_that_reserves_nothing_again_is_found() {
+    find_where(Planted::SharedStaysCovered, full);
 }
 
 #[test]

@@ -204,7 +204,8 @@ impl Control {
                 self.remove_lanes(place);
             }
             Stage::Removing(leave, lanes, 0) => {
-                let destroyed = (leave.how == How::Destroyed && !lost).then_some(pool.memory);
+                let destroyed =
+                    (leave.how == How::Destroyed && !lost && !pool.busy).then_some(pool.memory);
                 let bdevs = pool.bdevs.iter().filter_map(|name| self.bdevs.get(name).cloned());
                 let bdevs: Vec<Arc<dyn Bdev>> = bdevs.collect();
                 let job = Job::start(move || {
@@ -249,9 +250,16 @@ impl Control {
         }
     }
 
-    pub(super) fn handle_lane_removed(&mut self, place: usize, lane: Option<Box<Lane>>) {
+    pub(super) fn handle_lane_removed(
+        &mut self,
+        place: usize,
+        lane: Option<Box<Lane>>,
+        idle: bool,
+    ) {
         let pool = self.pools.open.values_mut().find(|pool| pool.place == place);
-        if let Some(Stage::Removing(_, lanes, left)) = pool.map(|pool| &mut pool.stage) {
+        let Some(pool) = pool else { return };
+        pool.busy |= !idle;
+        if let Stage::Removing(_, lanes, left) = &mut pool.stage {
             lanes.extend(lane.map(|lane| *lane));
             *left -= 1;
         }
@@ -265,8 +273,9 @@ impl Control {
             }
         }
         pool.bdevs.iter().for_each(|bdev| self.bdevs.release(bdev));
-        if !pool.lost.load(Ordering::Relaxed) {
-            self.arena.give_back(pool.memory);
+        match pool.busy {
+            false => self.arena.give_back(pool.memory),
+            true => tracing::error!(pool = name, "a device does not end: memory is not used again"),
         }
         tracing::info!(pool = name, "closed");
         if let Some(reason) = leave.reason {

@@ -295,7 +295,9 @@ impl Control {
             ControlMessage::NamespaceSet { subsystem, nsid } => {
                 self.handle_namespace_set(subsystem, nsid);
             }
-            ControlMessage::LaneRemoved { pool, lane } => self.handle_lane_removed(pool, lane),
+            ControlMessage::LaneRemoved { pool, lane, idle } => {
+                self.handle_lane_removed(pool, lane, idle);
+            }
             ControlMessage::PoolReply { id, reply } => self.handle_pool_reply(id, *reply),
             ControlMessage::Aborted { token, ended } => self.handle_aborted(token, ended),
             ControlMessage::Stats { core, stats } => self.handle_stats(core, *stats),

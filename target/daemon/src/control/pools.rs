@@ -62,6 +62,8 @@ pub(super) struct OpenPool {
     pub(super) bdevs: Vec<String>,
     pub(super) memory: DmaSpan,
     pub(super) cache: bool,
+    /// A device had not ended its work for a lane when that was given up: it may still use the memory.
+    pub(super) busy: bool,
     /// A device of it has failed.
     pub(super) lost: Arc<AtomicBool>,
     /// By full name.
@@ -414,6 +416,7 @@ impl Control {
             cache: bdevs.iter().any(cached),
             bdevs,
             memory,
+            busy: false,
             lost: Arc::default(),
             volumes: BTreeMap::new(),
             handles: BTreeMap::new(),

@@ -53,6 +53,7 @@ impl Control {
             | Call::VolumeDelete(_)
             | Call::VolumeRename(_)
             | Call::VolumeResize(_)
+            | Call::VolumeReserve(_)
             | Call::VolumeLabel(_)
             | Call::VolumeRollback(_)
             | Call::VolumePromote(_)

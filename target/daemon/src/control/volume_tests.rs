@@ -306,6 +306,24 @@ async fn a_removal_is_refused_for_want_of_room_and_says_so_when_it_is_cancelled(
 }
 
 #[tokio::test]
+async fn a_volume_is_reserved_and_what_does_not_fit_is_refused_with_the_amount() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::with_volume(directory.path()).await;
+    let create =
+        |name: &str, bytes: u64| json!({"volume": name, "size_bytes": bytes, "reserve": true});
+    let info = world.ask("volume.create", create("tank/r", 1 << 20)).await.unwrap();
+    assert_eq!((&info["reserved"], &info["kept_bytes"]), (&json!(true), &json!(20 << 16)));
+    let pool = world.ask("pool.show", json!({"name": "tank"})).await.unwrap();
+    assert_eq!(pool["kept_bytes"], json!(20 << 16));
+    let error = world.refusal("volume.create", create("tank/s", 1 << 40)).await;
+    assert_eq!(error.code, ErrorCode::Limit);
+    assert!(error.message.contains("bytes are missing"), "{error}");
+    let change = json!({"volume": "tank/r", "reserve": false});
+    let info = world.ask("volume.reserve", change).await.unwrap();
+    assert_eq!((&info["reserved"], &info["kept_bytes"]), (&json!(false), &json!(0)));
+}
+
+#[tokio::test]
 async fn volumes_snapshots_and_clones_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let mut world = World::with_volume(directory.path()).await;
@@ -532,11 +550,13 @@ async fn a_lost_device_ends_its_pool_and_no_other() {
     world.make("ram", "s", None).await;
     world.ask("pool.create", json!({"name": "other", "bdevs": ["s"]})).await.unwrap();
     world.export("tank/a").await;
+    let memory = world.control.arena.bytes_left();
     world.control.stop_serving("r");
     until(&mut world, |control| !control.pools.open.contains_key("tank")).await;
     let down = world.control.export_list().remove(0);
     assert_eq!(down.state, ExportState::Down);
     assert_eq!(world.control.bdevs.holder("r"), None);
+    assert!(world.control.arena.bytes_left() > memory, "its memory is given back");
     assert_eq!(world.pool().await.reason.unwrap(), "r failed or was removed");
     assert!(world.control.pools.is_serving("other"));
     // It is back, as far as anybody can tell.

@@ -307,6 +307,11 @@ impl Control {
             }
             Call::VolumeRename(params) => self.rename_volume(params, reply),
             Call::VolumeResize(params) => self.resize_volume(params, reply),
+            Call::VolumeReserve(api::VolumeReserve { volume, reserve }) => {
+                let (pool, name) = split(&volume);
+                let call = volume::Call::Reserve { name: name.to_owned(), reserve };
+                self.change(pool, call, Change::Described, reply);
+            }
             Call::VolumeLabel(params) => self.label_volume(params, reply),
             Call::VolumeRollback(params) => self.rollback_volume(params, reply),
             Call::VolumePromote(params) => {
@@ -330,12 +335,13 @@ impl Control {
     }
 
     fn create_volume(&mut self, params: VolumeCreate, reply: Reply) {
-        let VolumeCreate { volume, size_bytes, block_bytes, labels, description } = params;
+        let VolumeCreate { volume, size_bytes, block_bytes, reserve, labels, description } = params;
         let (pool, name) = split(&volume);
         let create = CreateVolume {
             name: name.to_owned(),
             bytes: size_bytes,
             block_bytes,
+            reserve,
             labels,
             description,
         };
@@ -616,6 +622,8 @@ fn volume_error(pool: &str, error: &VolumeError) -> RpcError {
         VolumeError::InUse { .. } => plain(ErrorCode::InUse),
         VolumeError::Written { .. } => plain(ErrorCode::NeedsForce)
             .with_advice("shrink the file system on it first; --force cuts off what is there"),
+        VolumeError::Space { .. } => plain(ErrorCode::Limit)
+            .with_advice("forebay pool show says what is left; a thin volume keeps no space"),
         VolumeError::Broken => {
             plain(ErrorCode::Failed).with_advice("forebay device list shows how the SSDs are")
         }

@@ -103,6 +103,7 @@ impl Pool {
             name: name.to_owned(),
             bytes,
             block_bytes: BLOCK,
+            reserve: false,
             labels: Default::default(),
             description: String::new(),
         }))?;

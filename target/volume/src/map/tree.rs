@@ -238,6 +238,14 @@ impl Tree {
         true
     }
 
+    /// Marks own all of an entry that can be; whether anything of it is own then.
+    pub fn adopt_any(&mut self, at: At, space: &Space) -> bool {
+        let (entry, _) = self.map.entry(at.root, at.index);
+        let clusters = self.map.places(entry).clusters();
+        let adopted = clusters.iter().filter(|(_, blocks)| self.adopt(at, *blocks, space));
+        adopted.count() > 0
+    }
+
     /// A cluster that only this entry holds, in which new blocks of it could be placed: where none
     /// of its blocks are (`Map::blocks_in`), nor were until recently ([`Release::Cluster`]).
     pub fn own_cluster(&self, at: At) -> Option<u32> {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::changes::{Change, Member};
 use super::info::{PoolInfo, VolumeInfo};
+use super::reserve::Cover;
 use super::{Owner, Planted};
 use crate::format::{Extent, PoolState, Record, VolumeDescriptor, VolumeKind, is_name};
 use crate::limits::{
@@ -64,6 +65,13 @@ pub enum Call {
         /// Its new description.
         description: Option<String>,
     },
+    /// Keeps space for all of a volume, or no longer.
+    Reserve {
+        /// The volume.
+        name: String,
+        /// Which of the two.
+        reserve: bool,
+    },
     /// Opens a volume or snapshot for I/O; each call is undone by a [`Call::Close`].
     Open(String),
     /// Undoes a [`Call::Open`].
@@ -112,6 +120,8 @@ pub struct CreateVolume {
     pub bytes: u64,
     /// 512 or 4096.
     pub block_bytes: u32,
+    /// Space for all of it is kept: no write of it is refused for want of space.
+    pub reserve: bool,
     /// `key=value`.
     pub labels: BTreeMap<String, String>,
     /// For people.
@@ -188,6 +198,12 @@ pub enum VolumeError {
         /// The size.
         bytes: u64,
     },
+    /// There is not enough space for what would have to be kept.
+    #[error("{missing} bytes are missing for that; delete what is not needed, or add a device")]
+    Space {
+        /// How much.
+        missing: u64,
+    },
     /// Too many members, labels or too long a description.
     #[error("too much for one change: {bytes} bytes of {MAX_CHANGE_BYTES}")]
     TooLarge {
@@ -216,7 +232,7 @@ pub enum VolumeError {
 /// Calls and their answers.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    queue: VecDeque<(u64, Call)>,
+    pub queue: VecDeque<(u64, Call)>,
     /// Journal block that has to be closed, and volumes that have to be settled, first.
     waiting: Vec<Waiting>,
     replies: VecDeque<(u64, Result<Reply, VolumeError>)>,
@@ -381,6 +397,11 @@ impl Owner {
         match call {
             Call::Create(create) => {
                 let descriptor = self.new_descriptor(create)?;
+                let more =
+                    if create.reserve { Cover::new(create.bytes, true).promise() } else { 0 };
+                if !self.has_room_for(id, call, more)? {
+                    return Ok(None);
+                }
                 let made = vec![descriptor.id];
                 self.commit_change(id, &Change::Create { descriptor }, vec![], made)?;
             }
@@ -390,39 +411,8 @@ impl Owner {
                 self.commit_change(id, &Change::Delete { id: volume }, vec![volume], vec![])?;
             }
             Call::Snapshot(members) => return self.begin_snapshot(id, members),
-            Call::Clone { snapshot, name, read_only } => {
-                let source = self.find(snapshot)?;
-                self.check_kind(source, true)?;
-                self.check_new(name)?;
-                if self.is_settling(source) {
-                    self.calls.queue.push_back((id, call.clone()));
-                    return Ok(None);
-                }
-                let mut descriptor = self.derived(source, name, VolumeKind::Volume);
-                descriptor.read_only = *read_only;
-                let made = vec![descriptor.id];
-                let change = Change::Clone { source, descriptor };
-                self.commit_change(id, &change, vec![], made)?;
-            }
-            Call::Rollback { volume, snapshot, kept } => {
-                let (volume, to) = (self.find(volume)?, self.find(snapshot)?);
-                self.check_kind(volume, false)?;
-                self.check_kind(to, true)?;
-                self.check_unused(volume)?;
-                self.check_new(kept)?;
-                let sizes = [volume, to].map(|id| self.volumes[&id].descriptor.block_bytes);
-                if sizes[0] != sizes[1] {
-                    let name = self.volumes[&to].descriptor.name.clone();
-                    return Err(VolumeError::Kind { name, what: "of another block size" });
-                }
-                if self.is_settling(to) {
-                    self.calls.queue.push_back((id, call.clone()));
-                    return Ok(None);
-                }
-                let kept = self.derived(volume, kept, VolumeKind::Snapshot);
-                let change = Change::Rollback { id: volume, to, kept };
-                self.commit_change(id, &change, vec![], vec![volume])?;
-            }
+            Call::Clone { .. } => return self.begin_clone(id, call),
+            Call::Rollback { .. } => return self.begin_rollback(id, call),
             Call::Resize { name, bytes, force } => {
                 return self.begin_resize(id, name, *bytes, *force);
             }
@@ -431,6 +421,7 @@ impl Owner {
                 let change = self.describe(volume, rename, labels, description)?;
                 self.commit_change(id, &change, vec![], vec![volume])?;
             }
+            Call::Reserve { name, reserve } => return self.begin_reserve(id, call, name, *reserve),
             Call::Open(name) => {
                 let volume = self.find(name)?;
                 if self.is_settling(volume) {
@@ -475,6 +466,52 @@ impl Owner {
         Ok(None)
     }
 
+    fn begin_clone(&mut self, id: u64, call: &Call) -> Outcome {
+        let Call::Clone { snapshot, name, read_only } = call else { return Ok(None) };
+        let source = self.find(snapshot)?;
+        self.check_kind(source, true)?;
+        self.check_new(name)?;
+        if self.is_settling(source) {
+            self.calls.queue.push_back((id, call.clone()));
+            return Ok(None);
+        }
+        if !self.has_room_for(id, call, 0)? {
+            return Ok(None);
+        }
+        let mut descriptor = self.derived(source, name, VolumeKind::Volume);
+        descriptor.read_only = *read_only;
+        let made = vec![descriptor.id];
+        let change = Change::Clone { source, descriptor };
+        self.commit_change(id, &change, vec![], made)?;
+        Ok(None)
+    }
+
+    fn begin_rollback(&mut self, id: u64, call: &Call) -> Outcome {
+        let Call::Rollback { volume, snapshot, kept } = call else { return Ok(None) };
+        let (volume, to) = (self.find(volume)?, self.find(snapshot)?);
+        self.check_kind(volume, false)?;
+        self.check_kind(to, true)?;
+        self.check_unused(volume)?;
+        self.check_new(kept)?;
+        let sizes = [volume, to].map(|id| self.volumes[&id].descriptor.block_bytes);
+        if sizes[0] != sizes[1] {
+            let name = self.volumes[&to].descriptor.name.clone();
+            return Err(VolumeError::Kind { name, what: "of another block size" });
+        }
+        if self.is_settling(to) {
+            self.calls.queue.push_back((id, call.clone()));
+            return Ok(None);
+        }
+        let more = self.cost_of_rollback(volume, to);
+        if more > 0 && !self.has_room_for(id, call, more)? {
+            return Ok(None);
+        }
+        let kept = self.derived(volume, kept, VolumeKind::Snapshot);
+        let change = Change::Rollback { id: volume, to, kept };
+        self.commit_change(id, &change, vec![], vec![volume])?;
+        Ok(None)
+    }
+
     fn begin_snapshot(&mut self, id: u64, names: &[(String, String)]) -> Outcome {
         let mut members = Vec::with_capacity(names.len());
         let group = (names.len() > 1).then(Uuid::new_v4);
@@ -502,7 +539,12 @@ impl Owner {
         }
         let Change::Snapshot { members } = &change else { unreachable!() };
         let volumes: Arc<[u32]> = members.iter().map(|member| member.origin).collect();
+        let more = self.cost_of_sharing(volumes.iter().copied());
+        if !self.has_room_for(id, &Call::Snapshot(names.to_vec()), more)? {
+            return Ok(None);
+        }
         for volume in volumes.iter() {
+            self.uncover_all(*volume);
             if let Some(volume) = self.volumes.get_mut(volume) {
                 volume.frozen = true;
             }
@@ -541,7 +583,37 @@ impl Owner {
                 return Ok(None);
             }
         }
+        let more = self.cost_of_size(volume, bytes);
+        let call = Call::Resize { name: name.to_owned(), bytes, force };
+        if more > 0 && !self.has_room_for(id, &call, more)? {
+            return Ok(None);
+        }
         self.commit_change(id, &Change::Resize { id: volume, bytes }, vec![], vec![volume])?;
+        Ok(None)
+    }
+
+    fn begin_reserve(&mut self, id: u64, call: &Call, name: &str, reserved: bool) -> Outcome {
+        let volume = self.find(name)?;
+        self.check_kind(volume, false)?;
+        if self.volumes[&volume].descriptor.read_only && reserved {
+            return Err(VolumeError::Kind { name: name.to_owned(), what: "read-only" });
+        }
+        if reserved && !self.volumes[&volume].descriptor.reserved {
+            if !self.is_covered_known(id, call, volume) {
+                return Ok(None);
+            }
+            let more = self.cost_of_reserving(volume);
+            match self.has_room_for(id, call, more) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(error) => {
+                    self.forget_cover(volume);
+                    return Err(error);
+                }
+            }
+        }
+        let change = Change::Reserve { id: volume, reserved };
+        self.commit_change(id, &change, vec![], vec![volume])?;
         Ok(None)
     }
 
@@ -592,7 +664,7 @@ impl Owner {
             kind: VolumeKind::Volume,
             parent: None,
             read_only: false,
-            reserved: false,
+            reserved: create.reserve,
             block_bytes: create.block_bytes,
             bytes: create.bytes,
             labels: create.labels.clone(),
@@ -621,6 +693,7 @@ impl Owner {
             kind,
             parent,
             read_only: kind == VolumeKind::Snapshot,
+            reserved: false,
             labels: BTreeMap::new(),
             description: String::new(),
             created_s: self.calls.now_s,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::volume::{Settling, Volume};
 use super::{Item, Owner};
 use crate::format::VolumeDescriptor;
-use crate::limits::{BLOCK_BYTES, MAX_VOLUME_BYTES, MAX_VOLUME_CLUSTERS};
+use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, MAX_VOLUME_BYTES, MAX_VOLUME_CLUSTERS};
 use crate::map::Release;
 
 /// What a record says.
@@ -32,6 +32,8 @@ pub(crate) enum Change {
     Rollback { id: u32, to: u32, kept: VolumeDescriptor },
     /// A clone takes the place of what it was cloned from.
     Promote { id: u32 },
+    /// Space is kept for it, or no longer.
+    Reserve { id: u32, reserved: bool },
 }
 
 /// A snapshot of a group.
@@ -53,7 +55,10 @@ impl Change {
             Change::Rollback { kept, .. } => (vec![kept], 0),
             Change::Snapshot { members } => (members.iter().map(|m| &m.descriptor).collect(), 0),
             Change::Resize { bytes, .. } => (vec![], *bytes),
-            Change::Delete { .. } | Change::Describe { .. } | Change::Promote { .. } => (vec![], 0),
+            Change::Delete { .. }
+            | Change::Describe { .. }
+            | Change::Promote { .. }
+            | Change::Reserve { .. } => (vec![], 0),
         };
         if bytes > MAX_VOLUME_BYTES {
             return Err(format!("a volume of {bytes} bytes is not possible"));
@@ -99,6 +104,7 @@ impl Owner {
             }
             Change::Resize { id, bytes } => self.resize(*id, *bytes, sequence),
             Change::Promote { id } => self.promote(*id),
+            Change::Reserve { id, reserved } => self.reserve(*id, *reserved),
             Change::Rollback { id, to, kept } => self.roll_back(*id, *to, kept, sequence),
         }
     }
@@ -118,6 +124,7 @@ impl Owner {
     fn add_volume(&mut self, descriptor: &VolumeDescriptor, root: u32) {
         let head = self.next_head();
         self.volumes.insert(descriptor.id, Volume::new(descriptor.clone(), root, head));
+        self.promise_anew();
     }
 
     fn delete(&mut self, id: u32, sequence: u64) {
@@ -125,6 +132,8 @@ impl Owner {
         volume.handle.closed.store(true, Ordering::Release);
         self.space.close_run(&mut volume.run);
         self.releases.add_item(sequence, Item::Map(Release::Root(volume.root())));
+        self.promise_anew();
+        self.covers.want(sequence);
         if !volume.extent.is_absent() {
             self.old_pages.push(volume.extent);
         }
@@ -153,6 +162,7 @@ impl Owner {
         self.settling.push(origin);
         volume.descriptor.parent = Some(descriptor.id);
         volume.changed = true;
+        self.uncover_all(origin);
     }
 
     fn resize(&mut self, id: u32, bytes: u64, sequence: u64) {
@@ -161,11 +171,12 @@ impl Owner {
         volume.changed = true;
         let block_bytes = u64::from(volume.descriptor.block_bytes);
         volume.handle.block_count.store(bytes / block_bytes, Ordering::Release);
+        self.resize_cover(id);
         if bytes >= before {
             return;
         }
         // The rest reads as zeroes should it grow again.
-        let (root, head) = volume.tree();
+        let Some((root, head)) = self.volumes.get(&id).map(Volume::tree) else { return };
         self.forget_places(id, 0..=u32::MAX);
         let first = bytes.div_ceil(u64::from(BLOCK_BYTES));
         let last = before.div_ceil(u64::from(BLOCK_BYTES));
@@ -175,6 +186,7 @@ impl Owner {
         tree.clear_range(root, head, first, last - first, space, &mut released);
         self.releases.add(sequence, &mut released);
         self.released = released;
+        self.recheck(id, (first / u64::from(CLUSTER_BLOCKS)) as u32..=u32::MAX);
     }
 
     /// The snapshots from which it comes are of its line from here on.
@@ -210,5 +222,6 @@ impl Owner {
         volume.descriptor.bytes = bytes;
         volume.descriptor.parent = Some(to);
         volume.changed = true;
+        self.uncover_all(id);
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Checkpoint {
     failed: bool,
     /// There was no room in the last turn.
     lacks_pages: bool,
+    /// A write waits for pages that the next one frees.
+    wanted: bool,
     /// Pages that the checkpoint before needs, and this one does not.
     replaced: Vec<Extent>,
     /// Who asked for it.
@@ -128,7 +130,8 @@ impl Owner {
     /// blocks whose records are before its own, a rollback or shrink would not undo them again.
     fn begin_checkpoint(&mut self) {
         let (used, blocks) = self.journal.usage();
-        let asked = !self.calls.checkpoints.is_empty() || self.devices_want_checkpoint();
+        let called = self.checkpoint.wanted || !self.calls.checkpoints.is_empty();
+        let asked = called || self.devices_want_checkpoint();
         let wanted = used * 2 > blocks || asked;
         let settling = !self.settling.is_empty();
         let broken = self.journal.is_broken();
@@ -281,6 +284,17 @@ impl Owner {
             }
         }
         self.superblock.next_volume = next_volume;
+    }
+
+    /// Whether a checkpoint frees pages, and so perhaps clusters: the one that is going, or the
+    /// next one, which is begun then.
+    pub(super) fn checkpoint_frees(&mut self) -> bool {
+        if self.is_checkpointing() {
+            return !self.lacks_pages();
+        }
+        let frees = !self.old_pages.is_empty();
+        self.checkpoint.wanted |= frees;
+        frees
     }
 
     /// Whether one is under way.

@@ -95,6 +95,7 @@ impl Owner {
         self.tree.clear_range(root, head, first, count, &mut self.space, &mut released);
         self.releases.add(position.sequence, &mut released);
         self.released = released;
+        self.recheck(volume, entry(first)..=entry(first + count - 1));
     }
 
     /// What is less than a block at either end is written with zeroes, unless it is zero.
@@ -138,6 +139,14 @@ impl Owner {
             };
             self.start_write(child, context);
         }
+    }
+
+    /// Zeroes at an edge have been written, or not. Where the block is shared that takes space; a
+    /// deallocate in a full pool leaves it as it is, since it is advice.
+    pub(super) fn end_edge(&mut self, id: u32, status: Status) {
+        let is_advice = matches!(self.writes[id as usize].op, Op::Deallocate { .. });
+        let is_full = status == Status::CAPACITY_EXCEEDED;
+        self.handle_data(id, if is_advice && is_full { Status::SUCCESS } else { status });
     }
 
     /// Acknowledges clears whose records have been written.

@@ -204,20 +204,21 @@ impl Owner {
         self.space.set_readonly(device, true);
         let total = self.space.used_clusters(device);
         let journal = areas.len() as u64 * u64::from(self.superblock.journal[0].clusters());
-        let room = self.space.available_clusters();
-        let areas = match total + journal <= room {
-            true => self.place_areas(device, &areas),
-            false => None,
+        // With nothing on it, reserved volumes may still count on its free space.
+        let lacking = self.space.lacking((total + journal).max(1));
+        let areas = match lacking {
+            0 => self.place_areas(device, &areas),
+            _ => None,
         };
         let Some(areas) = areas else {
             self.space.set_readonly(device, false);
-            let bytes = |clusters: u64| clusters * u64::from(CLUSTER_BYTES);
-            return refuse(format!(
-                "{} bytes on it have no room on the others, of which {} are free, with room for \
-                 the journal in one piece",
-                bytes(total + journal),
-                bytes(room)
-            ));
+            return refuse(match lacking {
+                0 => "the others have no room in one piece for its copy of the journal".to_owned(),
+                clusters => {
+                    let missing = clusters * u64::from(CLUSTER_BYTES);
+                    format!("the others have no room for it: {missing} bytes are missing")
+                }
+            });
         };
         self.removal = None;
         self.changing = Devices::Removing(Box::new(Evacuation {

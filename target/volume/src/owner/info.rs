@@ -28,6 +28,10 @@ pub struct VolumeInfo {
     pub uuid: Uuid,
     /// It takes no writes.
     pub read_only: bool,
+    /// Space is kept for all of it.
+    pub reserved: bool,
+    /// Bytes that are kept for what it may still write.
+    pub kept_bytes: u64,
     /// Size in bytes.
     pub bytes: u64,
     /// Bytes of a logical block.
@@ -60,6 +64,10 @@ pub struct PoolInfo {
     pub bytes: u64,
     /// Bytes of free clusters.
     pub free_bytes: u64,
+    /// Of those, bytes that are kept for reserved volumes.
+    pub kept_bytes: u64,
+    /// Of those, bytes that writes of other volumes may have: what is left is for metadata.
+    pub available_bytes: u64,
     /// Bytes that are on their way to be free.
     pub releasing_bytes: u64,
     /// Journal blocks in use, and all of them.
@@ -118,6 +126,9 @@ impl Owner {
             line: line.map(|line| line.descriptor.name.clone()),
             uuid: descriptor.uuid,
             read_only: volume.handle.read_only(),
+            reserved: descriptor.reserved,
+            kept_bytes: volume.cover.as_ref().map_or(0, |cover| cover.promise())
+                * u64::from(CLUSTER_BYTES),
             bytes: descriptor.bytes,
             block_bytes: descriptor.block_bytes,
             mapped_bytes: None,
@@ -219,6 +230,8 @@ impl Owner {
             uuid: self.superblock.pool,
             bytes: self.space.total_clusters() * u64::from(CLUSTER_BYTES),
             free_bytes: self.space.free_clusters() * u64::from(CLUSTER_BYTES),
+            kept_bytes: self.space.promised() * u64::from(CLUSTER_BYTES),
+            available_bytes: self.space.available_clusters() * u64::from(CLUSTER_BYTES),
             releasing_bytes: self.releases.len() as u64 * u64::from(CLUSTER_BYTES),
             journal: self.journal.usage(),
             volumes: self.volumes.len(),

@@ -16,6 +16,7 @@ mod load;
 mod planted;
 pub(crate) mod recover;
 mod releases;
+mod reserve;
 mod volume;
 mod write;
 
@@ -49,6 +50,7 @@ use info::Listing;
 use journal::Journal;
 use planted::Bugs;
 use releases::{Item, Releases};
+use reserve::Covers;
 use volume::Volume;
 use write::{EntryState, Write};
 
@@ -130,6 +132,7 @@ pub(crate) struct Owner {
     finished: VecDeque<(Origin, Status)>,
     calls: Calls,
     freezing: Option<Freezing>,
+    covers: Covers,
     /// Pages of the checkpoint on disk that the next one does not need.
     old_pages: Vec<Extent>,
     /// Room for the largest node, so that no node is taken for a checkpoint that has no place.
@@ -207,6 +210,7 @@ impl Owner {
         self.poll_launched(context);
         self.poll_cleared();
         work += self.poll_releases();
+        self.poll_covers();
         self.poll_calls();
         self.poll_closing(context);
         work += self.poll_devices(context);
@@ -339,7 +343,7 @@ impl Owner {
         write.touches.clear();
         let origin = write.origin;
         match origin.lane {
-            Origin::PARENT => self.handle_data(origin.slot, status),
+            Origin::PARENT => self.end_edge(origin.slot, status),
             _ => self.finished.push_back((origin, status)),
         }
         self.vacant.push(id);

@@ -52,6 +52,12 @@ pub enum Planted {
     MoveUnwritten,
     /// A copy of a cluster is overwritten in place before a checkpoint names it.
     MoveUnheld,
+    /// What is free in the windows of other streams is not given.
+    WindowsKept,
+    /// A write is refused although something is being released.
+    RefusedBeforeReleases,
+    /// Entries of a reserved volume stay covered when a snapshot shares them.
+    SharedStaysCovered,
 }
 
 impl Planted {
@@ -80,6 +86,9 @@ impl Planted {
         Planted::MoveOwn,
         Planted::MoveUnwritten,
         Planted::MoveUnheld,
+        Planted::WindowsKept,
+        Planted::RefusedBeforeReleases,
+        Planted::SharedStaysCovered,
     ];
 }
 

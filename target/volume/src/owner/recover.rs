@@ -167,9 +167,13 @@ impl Owner {
         let (areas, pool) = (superblock.journal, superblock.pool);
         let next = superblock.journal_start;
         let journal = Journal::new(areas, pool, superblock.incarnation, next, buffers);
+        let mut space = empty_space(&superblock);
+        if bugs.is(Planted::WindowsKept) {
+            space.keep_windows();
+        }
         Ok(Self {
             tree: Tree::new(Arc::clone(&shared.map)),
-            space: empty_space(&superblock),
+            space,
             shared,
             memory,
             journal,
@@ -202,6 +206,7 @@ impl Owner {
             finished: VecDeque::new(),
             calls: Default::default(),
             freezing: None,
+            covers: Default::default(),
             old_pages: Vec::new(),
             spare_pages: None,
             zeroes,
@@ -403,6 +408,7 @@ impl Recovery<'_> {
         owner.superblock.state = PoolState::Open;
         owner.journal.restart(owner.superblock.incarnation, next);
         owner.closing = Closing::new(next);
+        owner.cover_all();
     }
 }
 

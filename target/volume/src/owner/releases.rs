@@ -50,6 +50,11 @@ impl Releases {
         self.list.iter().map(|waiting| &waiting.item)
     }
 
+    /// Journal block of the first one.
+    pub(crate) fn first_position(&self) -> Option<u64> {
+        self.list.front().map(|waiting| waiting.sequence)
+    }
+
     /// Journal block of the last one.
     pub(crate) fn last_position(&self) -> Option<u64> {
         self.list.back().map(|waiting| waiting.sequence)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::reserve::Cover;
 use crate::format::{Extent, VolumeDescriptor, VolumeKind};
 use crate::map::Root;
 use crate::shared::VolumeHandle;
@@ -18,6 +19,8 @@ pub(crate) struct Volume {
     pub handle: Arc<VolumeHandle>,
     /// Free clusters for its next writes.
     pub run: Run,
+    /// Of a reserved volume: what space is kept for.
+    pub cover: Option<Cover>,
     /// The snapshot that is being taken of it.
     pub settling: Option<Settling>,
     /// Writes wait.
@@ -48,12 +51,14 @@ impl Volume {
             descriptor.read_only || descriptor.kind == VolumeKind::Snapshot,
             (root, head),
         );
+        let cover = descriptor.reserved.then(|| Cover::new(descriptor.bytes, true));
         Self {
             descriptor,
             extent: Extent::default(),
             changed: true,
             handle: Arc::new(handle),
             run: Run::default(),
+            cover,
             settling: None,
             frozen: false,
             users: 0,

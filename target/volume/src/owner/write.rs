@@ -218,7 +218,15 @@ impl Owner {
         }
         let at = At { root, head, index: part.entry };
         let Some(cluster) = self.find_place(volume, mask, at) else {
-            return self.wait_for_space(id, context);
+            let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
+            if leaf_head == head && entry.own_mask() & mask != 0 {
+                // Looking for a place has found that some of these blocks can be overwritten.
+                self.forget_plan(id);
+                self.end_epoch(id, context);
+                self.stalled.push_back(id);
+                return Look::Waits;
+            }
+            return self.wait_for_space(id, (volume, part.entry), context);
         };
         let touch = Touch { part, mask, cluster, position: None };
         self.writes[id as usize].touches.push(touch);
@@ -278,11 +286,20 @@ impl Owner {
         }
         if state.cluster == 0 || state.used & mask != 0 {
             let volume = self.volumes.get_mut(&volume);
-            let Some(cluster) = volume.and_then(|volume| self.space.take(&mut volume.run)) else {
+            let taken = volume.and_then(|own| own.take_cluster(at.index, &mut self.space));
+            let place = taken.map(|cluster| (cluster, 0)).or_else(|| {
+                // Nothing is left: what has become the entry's alone since will do.
+                let own = self.tree.adopt_any(at, &self.space);
+                let cluster = own.then(|| self.tree.own_cluster(at)).flatten()?;
+                let (entry, _) = self.shared.map.entry(at.root, at.index);
+                let used = self.shared.map.blocks_in(entry, cluster) | state.pending;
+                Some((cluster, used | self.releases.cooling(cluster)))
+            });
+            let Some((cluster, used)) = place.filter(|(_, used)| used & mask == 0) else {
                 self.drop_entry_if_idle(key);
                 return None;
             };
-            (state.cluster, state.used) = (cluster, 0);
+            (state.cluster, state.used) = (cluster, used);
         }
         state.used |= mask;
         state.pending |= mask;
@@ -575,11 +592,17 @@ impl Owner {
                         state.cluster = 0;
                     }
                 }
+                // Of a cluster to which nothing came in the end.
+                let taken = state.cluster == touch.cluster && self.space.is_taken(touch.cluster);
+                if taken && state.pending == 0 {
+                    (state.cluster, state.used) = (0, 0);
+                }
             }
             if touch.position.is_none() {
                 self.untake_if_unused(touch.cluster);
             }
             self.wake_entry(key);
+            self.recheck(volume, touch.part.entry..=touch.part.entry);
         }
         let write = &mut self.writes[id as usize];
         (write.touches, write.fills) = (touches, fills);
@@ -595,12 +618,23 @@ impl Owner {
         }
     }
 
-    /// There is no free cluster: what is being released may bring one; else the host is told.
-    fn wait_for_space(&mut self, id: u32, context: &mut Context<'_>) -> Look {
+    /// There is no free cluster: what is being released may bring one, or a write that is on its
+    /// way to the same entry; else the host is told.
+    fn wait_for_space(&mut self, id: u32, key: Key, context: &mut Context<'_>) -> Look {
         self.end_epoch(id, context);
-        let comes = !self.releases.is_empty() || self.tree.has_doomed();
-        if !comes && !self.removal_yields() {
-            return Look::Ends(Status::CAPACITY_EXCEEDED);
+        let releasing =
+            !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_frees();
+        let waits = releasing || self.removal_yields();
+        if !waits || self.bugs.is(Planted::RefusedBeforeReleases) {
+            let state = self.entries.get(&key);
+            if state.is_none_or(|state| state.pending == 0) {
+                return Look::Ends(Status::CAPACITY_EXCEEDED);
+            }
+            self.forget_plan(id);
+            if let Some(state) = self.entries.get_mut(&key) {
+                state.waiting.push(id);
+            }
+            return Look::Waits;
         }
         self.forget_plan(id);
         self.closing.want(self.releases.last_position().unwrap_or(0) + 1);

@@ -71,6 +71,10 @@ pub struct Space {
     free: u64,
     /// Of those, what is left to metadata.
     reserve: u64,
+    /// Of those, what is kept for reserved volumes.
+    promised: u64,
+    /// A bug, for the simulator: what is free in a window is its run's alone.
+    windows_kept: bool,
     pages: Pages,
 }
 
@@ -100,6 +104,8 @@ impl Space {
             next_device: 0,
             free: 0,
             reserve: 0,
+            promised: 0,
+            windows_kept: false,
             pages: Pages::default(),
         };
         space.devices.resize_with(MAX_DEVICES, Device::default);
@@ -183,9 +189,26 @@ impl Space {
         self.free
     }
 
-    /// Free ones that data may have: all but the reserve.
+    /// Free ones that data may have: all but the reserve and what is promised.
     pub fn available_clusters(&self) -> u64 {
-        self.free.saturating_sub(self.reserve)
+        self.free.saturating_sub(self.reserve + self.promised)
+    }
+
+    /// Clusters that are kept for those who take them by [`Space::take_promised`].
+    pub fn promised(&self) -> u64 {
+        self.promised
+    }
+
+    /// So many clusters are kept.
+    pub fn set_promised(&mut self, clusters: u64) {
+        self.promised = clusters;
+    }
+
+    /// How many clusters are missing for `more` to be promised; for 0, how many for metadata of
+    /// something new, to which half of the reserve is open.
+    pub fn lacking(&self, more: u64) -> u64 {
+        let reserve = if more == 0 { self.reserve / 2 } else { self.reserve };
+        (self.promised + more + reserve).saturating_sub(self.free)
     }
 
     /// Clusters of a device that are neither free nor fixed.
@@ -208,12 +231,30 @@ impl Space {
         }
     }
 
-    /// Takes a free cluster for data: the next of the run's. `None` when only the reserve is left.
+    /// Takes a free cluster for data: the next of the run's. `None` when only the reserve is left,
+    /// and what is promised.
     #[inline]
     pub fn take(&mut self, run: &mut Run) -> Option<u32> {
-        if self.free <= self.reserve {
+        if self.free <= self.reserve + self.promised {
             return None;
         }
+        self.take_any(run)
+    }
+
+    /// The same for who was promised it, which has that much less coming. The reserve has been
+    /// there when the promise was made; what metadata took of it since is not missed here. `None`
+    /// when it took nearly all: the next checkpoint needs the rest.
+    pub fn take_promised(&mut self, run: &mut Run) -> Option<u32> {
+        if self.free <= self.reserve / 4 {
+            return None;
+        }
+        let cluster = self.take_any(run)?;
+        self.promised = self.promised.saturating_sub(1);
+        Some(cluster)
+    }
+
+    #[inline]
+    fn take_any(&mut self, run: &mut Run) -> Option<u32> {
         let cluster = self.claim(run)?;
         self.set_count(cluster, TAKEN);
         Some(cluster)
@@ -346,6 +387,9 @@ impl Space {
             own.free &= own.free - 1;
             cluster
         } else {
+            if self.windows_kept {
+                return None;
+            }
             // The last of somebody's, who will miss it last.
             let other = self.windows.iter_mut().find(|window| window.free != 0)?;
             let last = other.free.ilog2();
@@ -354,6 +398,11 @@ impl Space {
         };
         self.count_free(device_of(cluster), -1);
         Some(cluster)
+    }
+
+    /// Plants a bug: see [`crate::Planted::WindowsKept`].
+    pub(crate) fn keep_windows(&mut self) {
+        self.windows_kept = true;
     }
 
     /// Looks for a new window for a run: a whole one if there is, one device after the other.

@@ -117,14 +117,24 @@ impl Rig {
     }
 
     pub fn create(&mut self, name: &str, bytes: u64, block_bytes: u32) {
-        let create = CreateVolume {
+        self.try_create(name, bytes, block_bytes, false).unwrap();
+    }
+
+    pub fn try_create(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        block_bytes: u32,
+        reserve: bool,
+    ) -> Result<Reply, VolumeError> {
+        self.call(Call::Create(CreateVolume {
             name: name.to_owned(),
             bytes,
             block_bytes,
+            reserve,
             labels: Default::default(),
             description: String::new(),
-        };
-        self.call(Call::Create(create)).unwrap();
+        }))
     }
 
     pub fn snapshot(&mut self, volume: &str, name: &str) {
@@ -169,6 +179,11 @@ impl Rig {
     pub fn write(&mut self, channel: u32, byte: u64, bytes: &[u8]) -> Status {
         self.data.write(0, bytes);
         self.io(channel, Op::Write { fua: false }, byte, bytes.len() as u64)
+    }
+
+    /// A write of whatever is in the buffer.
+    pub fn write_bytes(&mut self, channel: u32, byte: u64, bytes: u64) -> Status {
+        self.io(channel, Op::Write { fua: false }, byte, bytes)
     }
 
     pub fn read(&mut self, channel: u32, byte: u64, bytes: usize) -> Vec<u8> {
