@@ -12,6 +12,9 @@
 //!
 //! [`DmaBuffer`] owns a span that came from a [`Pool`], a buddy allocator that belongs to one core.
 //!
+//! Beside the arena there are two kinds of ordinary memory: a [`Region`] pretends to be a disk, and a
+//! [`ZeroedSlice`] is a large table.
+//!
 //! What it does not do: map anything for the IOMMU (crate `vfio`), register anything with a NIC
 //! (crate `verbs`), grow, shrink, or know about NUMA nodes.
 #![allow(unsafe_code)]
@@ -22,8 +25,10 @@ mod pool;
 mod region;
 mod runs;
 mod span;
+mod zeroed;
 
 pub use arena::{Arena, ArenaError};
 pub use pool::{DmaBuffer, Pool};
 pub use region::Region;
 pub use span::{DmaSpan, copied_bytes};
+pub use zeroed::ZeroedSlice;

@@ -7,7 +7,7 @@ use bdev::{Channel, Completion, Completions, Io, Op};
 use dma::DmaSpan;
 use nvme_spec::status::Status;
 
-use crate::limits::{CLUSTER_BYTES, DEVICE_SHIFT, MAX_DEVICES};
+use crate::limits::{CLUSTER_BYTES, DEVICE_SHIFT, LANE_REQUESTS, MAX_DEVICES};
 
 /// A place in the pool: a cluster and a byte in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,9 @@ struct Device {
 }
 
 /// Channels, and who waits for what. I/Os beyond what a channel takes wait here, in order.
+///
+/// The tag of an I/O is the number of the request that is all of it, or from `LANE_REQUESTS` on the
+/// place of its token.
 pub(crate) struct Devices {
     list: Vec<Option<Device>>,
     tokens: Vec<Option<Token>>,
@@ -115,21 +118,35 @@ impl Devices {
         buffer: Option<DmaSpan>,
         token: Token,
     ) {
+        let place_of_token = self.vacant.pop().unwrap_or_else(|| {
+            self.tokens.push(None);
+            self.tokens.len() as u32 - 1
+        });
+        self.tokens[place_of_token as usize] = Some(token);
+        self.send(op, place, bytes, buffer, LANE_REQUESTS as u32 + place_of_token);
+    }
+
+    /// The same for a request of the lane that is one piece.
+    #[inline]
+    pub(crate) fn submit_whole(
+        &mut self,
+        op: Op,
+        place: Place,
+        bytes: u32,
+        buffer: DmaSpan,
+        slot: u32,
+    ) {
+        debug_assert!(slot < LANE_REQUESTS as u32);
+        self.send(op, place, bytes, Some(buffer), slot);
+    }
+
+    #[inline]
+    fn send(&mut self, op: Op, place: Place, bytes: u32, buffer: Option<DmaSpan>, tag: u32) {
         let index = place.device();
         let Some(Some(device)) = self.list.get_mut(index) else {
             unreachable!("a map names device {index}, which the pool does not have")
         };
         let shift = device.block_bytes.trailing_zeros();
-        let tag = match self.vacant.pop() {
-            Some(tag) => {
-                self.tokens[tag as usize] = Some(token);
-                tag
-            }
-            None => {
-                self.tokens.push(Some(token));
-                self.tokens.len() as u32 - 1
-            }
-        };
         let (slba, block_count) = (place.byte() >> shift, bytes >> shift);
         let io = Io { tag, op, slba, block_count, buffer };
         self.in_flight[index] += 1;
@@ -175,9 +192,15 @@ impl Devices {
             }
             device.channel.poll(now, &mut self.completions);
             while let Some(Completion { tag, status }) = self.completions.pop() {
-                let token = self.tokens[tag as usize].take();
-                let Some(token) = token else { unreachable!("a completion nobody waits for") };
-                self.vacant.push(tag);
+                let token = match tag.checked_sub(LANE_REQUESTS as u32) {
+                    None => Token::Request(tag),
+                    Some(place) => {
+                        let token = self.tokens[place as usize].take();
+                        self.vacant.push(place);
+                        let Some(token) = token else { unreachable!("nobody waits for {tag}") };
+                        token
+                    }
+                };
                 self.in_flight[index] -= 1;
                 done.push((token, status));
             }

@@ -8,11 +8,12 @@ use bdev::{Busy, Completion, Io, Op};
 use dma::DmaSpan;
 use nvme_spec::status::Status;
 
-use crate::devices::{Devices, Token};
+use crate::devices::{Devices, Place, Token};
 use crate::epoch::{LaneEpoch, Tag};
 use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES, LANE_REQUESTS, MAX_IO_BYTES};
+use crate::map::{Entry, Map};
 use crate::owner::{Call, Context, Origin, Owner, Reply, VolumeError};
-use crate::pieces::Pieces;
+use crate::pieces::{Part, Piece, Pieces, parts};
 use crate::pool::NewDevice;
 use crate::shared::{LaneDevice, Shared, ToLane, ToOwner, VolumeHandle, pop};
 
@@ -38,6 +39,8 @@ pub struct Lane {
     leaving: Option<usize>,
     requests: Vec<Request>,
     vacant: Vec<u32>,
+    /// Taken since the last turn, and looked up.
+    looked: Vec<Looked>,
     pieces: Pieces,
     done: Vec<Done>,
     events: Vec<(Token, Status)>,
@@ -58,6 +61,45 @@ struct Request {
     outstanding: u32,
     status: Status,
     epoch: Option<Tag>,
+}
+
+/// An I/O within one entry that was looked up and goes to its device when the next turn begins. So
+/// the loads of I/Os that come together, which miss the near caches, are under way side by side;
+/// an I/O that went out at once would first move its data.
+///
+/// It is of the turn in which it was looked up: that turn ends, and what it read from the map may
+/// be used again, only after the I/O has begun.
+#[derive(Clone, Copy)]
+struct Looked {
+    slot: u32,
+    volume: u32,
+    io: Io,
+    part: Part,
+    entry: Entry,
+    /// The leaf is the volume's own.
+    own_leaf: bool,
+    /// Where its first block is.
+    cluster: u32,
+}
+
+impl Looked {
+    /// Nothing here waits for what is loaded last.
+    #[inline]
+    fn new(map: &Map, handle: &VolumeHandle, slot: u32, io: Io, part: Part) -> Self {
+        let root = handle.root.load(Ordering::Acquire);
+        let head = handle.head.load(Ordering::Acquire);
+        let (entry, leaf_head) = map.entry(root, part.entry);
+        let (volume, own_leaf) = (handle.id(), leaf_head == head);
+        Self { slot, volume, io, part, entry, own_leaf, cluster: 0 }
+    }
+
+    /// It may be done without the owner.
+    #[inline]
+    fn is_ours(&self) -> bool {
+        let own = if self.own_leaf { self.entry.own_mask() } else { 0 };
+        let in_place = self.part.mask() & !own == 0 && !self.entry.guarded();
+        in_place || !matches!(self.io.op, Op::Write { .. })
+    }
 }
 
 impl Lane {
@@ -81,6 +123,7 @@ impl Lane {
             leaving: None,
             requests: vec![request; LANE_REQUESTS],
             vacant: (0..LANE_REQUESTS as u32).rev().collect(),
+            looked: Vec::with_capacity(LANE_REQUESTS),
             pieces: Pieces::default(),
             done: Vec::with_capacity(LANE_REQUESTS),
             events: Vec::with_capacity(LANE_REQUESTS),
@@ -180,13 +223,19 @@ impl Lane {
             Request { tag: io.tag, channel, outstanding: 0, status: Status::SUCCESS, epoch: None };
         let shift = handle.block_bytes().trailing_zeros();
         let (start, bytes) = (io.slba << shift, io.block_count << shift);
-        match (io.op, io.buffer) {
-            (Op::Read | Op::Compare, Some(buffer)) => {
+        let part = parts(start, bytes).next();
+        match (io.op, io.buffer, part) {
+            (Op::Read | Op::Compare | Op::Write { .. }, Some(_), Some(part))
+                if part.bytes == bytes =>
+            {
+                self.looked.push(Looked::new(&self.shared.map, handle, slot, io, part));
+            }
+            (Op::Read | Op::Compare, Some(buffer), Some(_)) => {
                 let root = handle.root.load(Ordering::Acquire);
                 self.pieces.find(&self.shared.map, root, start, bytes);
                 self.begin(slot, io.op, buffer);
             }
-            (Op::Write { .. }, Some(buffer))
+            (Op::Write { .. }, Some(buffer), Some(_))
                 if self.pieces.find_own(&self.shared.map, handle, start, bytes) =>
             {
                 self.begin(slot, io.op, buffer);
@@ -199,11 +248,41 @@ impl Lane {
         Ok(())
     }
 
+    /// Begins what was looked up.
+    #[inline]
+    fn launch(&mut self) {
+        let mut looked = std::mem::take(&mut self.looked);
+        for io in &mut looked {
+            io.cluster = self.shared.map.cluster_of(io.entry, io.part.offset / BLOCK_BYTES);
+        }
+        for looked in looked.drain(..) {
+            let Looked { slot, volume, io, part, entry, cluster, .. } = looked;
+            match io.buffer {
+                Some(buffer) if looked.is_ours() => {
+                    self.pieces.clear();
+                    if part.is_one_block() {
+                        let place = Place { cluster, offset: part.offset };
+                        self.pieces.push((cluster != 0).then_some(place), 0, part.bytes);
+                    } else {
+                        self.pieces.add(&self.shared.map, entry, part);
+                    }
+                    self.begin(slot, io.op, buffer);
+                }
+                _ => self.forward(slot, volume, io),
+            }
+        }
+        self.looked = looked;
+    }
+
     /// Submits the pieces to the devices; zeroes are served from here.
     #[inline]
     fn begin(&mut self, slot: u32, op: Op, buffer: DmaSpan) {
         let request = &mut self.requests[slot as usize];
         request.epoch = Some(self.epoch.begin_io());
+        if let [Piece { place: Some(place), bytes, .. }] = *self.pieces.list() {
+            request.outstanding = 1;
+            return self.devices.submit_whole(op, place, bytes, buffer, slot);
+        }
         for piece in self.pieces.list() {
             let part = buffer.subspan(piece.at, piece.bytes);
             match piece.place {
@@ -237,6 +316,7 @@ impl Lane {
 
     /// One turn. What has ended is appended to `done`; says how much happened.
     pub fn poll(&mut self, now: Instant, done: &mut Vec<Done>) -> usize {
+        self.launch();
         self.epoch.begin_turn(&self.shared.epochs);
         let mut work = self.poll_messages();
         let mut events = std::mem::take(&mut self.events);
@@ -305,6 +385,9 @@ impl Lane {
     }
 
     fn poll_owner(&mut self, now: Instant) -> usize {
+        if self.owner.as_ref().is_none_or(|owner| owner.is_idle()) {
+            return 0;
+        }
         let Some(mut owner) = self.owner.take() else { return 0 };
         let mut context = Context { devices: &mut self.devices, epoch: &mut self.epoch, now };
         let work = owner.poll(&mut context);

@@ -34,6 +34,8 @@ pub const LANE_REQUESTS: usize = 1024;
 pub const OWNER_MESSAGES: usize = 64;
 /// Journal blocks in flight.
 pub const JOURNAL_DEPTH: usize = 8;
+/// So many of those have to be there for one that is not full to wait.
+pub const JOURNAL_SPARSE: usize = 4;
 /// Bytes of each copy of the journal at most, and at least.
 pub const MAX_JOURNAL_BYTES: u64 = 128 << 20;
 /// See [`MAX_JOURNAL_BYTES`].
@@ -59,6 +61,7 @@ pub const MAX_OPEN: usize = 8192;
 const _: () = assert!(
     (MAX_IO_BYTES / CLUSTER_BYTES + 1) as u64 * 144 <= (RECORDS_MARGIN - 2) * (4096 - 64 - 144)
 );
+const _: () = assert!(JOURNAL_SPARSE <= JOURNAL_DEPTH);
 const _: () = assert!(2 * RECORDS_MARGIN < JOURNAL_BUFFERS as u64);
 const _: () = assert!(JOURNAL_MARGIN + RECORDS_MARGIN < MIN_JOURNAL_BYTES / 4096 / 2);
 /// Bytes of the largest volume.

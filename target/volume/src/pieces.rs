@@ -119,6 +119,12 @@ impl Part {
         upto(last + 1) & !upto(first)
     }
 
+    /// It lies within one block.
+    #[inline]
+    pub(crate) fn is_one_block(self) -> bool {
+        self.offset % BLOCK_BYTES + self.bytes <= BLOCK_BYTES
+    }
+
     /// Block by block.
     #[inline]
     pub(crate) fn blocks(self) -> impl Iterator<Item = Part> {

@@ -3,16 +3,12 @@
 
 pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use zerocopy::{FromZeros, KnownLayout};
+/// What tables are made of: so many zeroes. Memory that nobody has written yet costs nothing.
+pub type Zeroed<A> = dma::ZeroedSlice<A>;
 
-/// What tables are made of.
-pub trait Atom: Sized {
-    /// So many zeroes. Memory that nobody has written yet costs nothing.
-    fn zeroed(count: usize) -> Box<[Self]>;
-}
+pub use zerocopy::FromZeros as Atom;
 
-impl<A: FromZeros + KnownLayout> Atom for A {
-    fn zeroed(count: usize) -> Box<[A]> {
-        <[A]>::new_box_zeroed_with_elems(count).expect("memory for the map")
-    }
+/// Zeroes for a table.
+pub fn zeroed<A: Atom>(count: usize) -> Zeroed<A> {
+    Zeroed::new(count).expect("memory for the map")
 }

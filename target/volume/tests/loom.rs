@@ -35,20 +35,26 @@ mod limits {
 mod sync {
     pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+    pub type Zeroed<A> = Box<[A]>;
+
     pub trait Atom: Sized {
-        fn zeroed(count: usize) -> Box<[Self]>;
+        fn zero() -> Self;
     }
 
     impl Atom for AtomicU32 {
-        fn zeroed(count: usize) -> Box<[AtomicU32]> {
-            (0..count).map(|_| AtomicU32::new(0)).collect()
+        fn zero() -> AtomicU32 {
+            AtomicU32::new(0)
         }
     }
 
     impl Atom for AtomicU64 {
-        fn zeroed(count: usize) -> Box<[AtomicU64]> {
-            (0..count).map(|_| AtomicU64::new(0)).collect()
+        fn zero() -> AtomicU64 {
+            AtomicU64::new(0)
         }
+    }
+
+    pub fn zeroed<A: Atom>(count: usize) -> Zeroed<A> {
+        (0..count).map(|_| A::zero()).collect()
     }
 }
 
@@ -131,6 +137,35 @@ fn a_reader_sees_an_entry_with_its_line_and_its_leaf() {
         // Copies the directory and the leaf, and makes a line.
         let at = At { head: 2, ..at };
         pool.tree.set(at, 0b10, new, false, &mut pool.space, &mut pool.released);
+        reader.join().expect("the reader");
+    });
+}
+
+#[test]
+fn a_reader_of_a_line_that_changes_in_place_has_own_and_unguarded_only_what_stays() {
+    model(5, || {
+        let mut pool = Pool::new();
+        let at = At { root: pool.tree.new_root(), head: 1, index: 1 };
+        let first = pool.set(at, 0b0001);
+        let second = pool.set(at, 0b0010);
+        pool.free();
+        let map = pool.tree.map().clone();
+        let line = map.entry(at.root, at.index).0.value();
+        let third = pool.space.take(&mut pool.run).expect("space");
+        let reader = thread::spawn(move || {
+            for _ in 0..2 {
+                let (entry, _) = map.entry(at.root, at.index);
+                assert_eq!(entry.value(), line, "in place");
+                let found = [0, 1, 2].map(|block| map.cluster_of(entry, block));
+                assert_eq!(found[..2], [first, second]);
+                let own = entry.own_mask() >> 2 & 1 == 1;
+                assert!(found[2] == third || found[2] == 0 && !own);
+                assert!(!own || entry.guarded());
+            }
+        });
+        let Pool { tree, space, released, .. } = &mut pool;
+        tree.set(at, 0b0100, third, true, space, released);
+        assert_eq!(*released, []);
         reader.join().expect("the reader");
     });
 }

@@ -39,6 +39,9 @@ struct Arguments {
     /// Only these parts.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Only devices of this kind, in the parts that compare with a bare device or with overwrites.
+    #[arg(long, value_enum)]
+    device: Option<Device>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -62,8 +65,19 @@ enum Part {
     Snapshots,
 }
 
+/// What a device is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Device {
+    /// Memory.
+    Ram,
+    /// Ends each I/O after 80 µs.
+    Slow,
+}
+
 /// Sizes of everything.
 struct Scale {
+    /// Only these devices, where there are two kinds.
+    device: Option<Device>,
     rounds: u32,
     volume_bytes: u64,
     /// I/Os of a run in memory.
@@ -78,6 +92,7 @@ struct Scale {
 }
 
 const FULL: Scale = Scale {
+    device: None,
     rounds: 7,
     volume_bytes: 1 << 30,
     ios: 1 << 18,
@@ -91,6 +106,7 @@ const FULL: Scale = Scale {
 };
 
 const QUICK: Scale = Scale {
+    device: None,
     rounds: 1,
     volume_bytes: 64 << 20,
     ios: 1 << 14,
@@ -106,6 +122,7 @@ const QUICK: Scale = Scale {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let scale = if arguments.quick { QUICK } else { FULL };
+    let scale = Scale { device: arguments.device, ..scale };
     let mut rig = Rig::new()?;
     let mut report = Report { quick: arguments.quick, ..Report::default() };
     for part in Part::value_variants() {

@@ -10,7 +10,7 @@ use crate::devices::{Slow, ram};
 use crate::load::{BLOCK, Bare, Load, Run, run};
 use crate::report::{Aim, Report, median};
 use crate::rig::{Pool, Rig};
-use crate::{Scale, WRITE};
+use crate::{Device, Scale, WRITE};
 
 /// A kind of device.
 #[derive(Clone, Copy)]
@@ -31,6 +31,11 @@ impl Kind {
             None => below,
             Some(time) => Arc::new(Slow::new(below, time)),
         })
+    }
+
+    fn is_wanted(self, scale: &Scale) -> bool {
+        let own = if self.time.is_some() { Device::Slow } else { Device::Ram };
+        scale.device.is_none_or(|device| device == own)
     }
 
     /// Where nothing is waited for, what others do on the machine is left out.
@@ -84,7 +89,7 @@ impl Pair {
 
 /// 4 KiB reads and overwrites of a mapped volume, and of the bare device.
 pub fn mapped(rig: &mut Rig, scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    for kind in KINDS {
+    for kind in KINDS.into_iter().filter(|kind| kind.is_wanted(scale)) {
         let bytes = scale.volume_bytes;
         let bare = kind.device("bare", bytes, rig)?;
         let mut bare = Bare::new(bare.open_channel(0)?);
@@ -134,7 +139,7 @@ pub fn first(
         First::AfterSnapshot => "first 4 KiB random writes after a snapshot",
         First::Fresh => "4 KiB random writes into a fresh volume",
     };
-    for kind in KINDS {
+    for kind in KINDS.into_iter().filter(|kind| kind.is_wanted(scale)) {
         let bytes = scale.volume_bytes;
         let bdevs = [kind.device("r0", 4 * bytes, rig)?];
         let mut pool = rig.create(&bdevs)?;

@@ -5,9 +5,13 @@
 //! says what it is for; here is what makes it right.
 //!
 //! **Readers.** A node or line is filled first and published by one `Release` store of its number
-//! after that; readers load numbers with `Acquire`. Lines never change once published: a change of
-//! a scattered entry is a new line, so an entry and its line always fit together. What readers may
-//! have reached by a number is used again only when its [`Release`] has come back.
+//! after that; readers load numbers with `Acquire`. What readers may have reached by a number is
+//! used again only when its [`Release`] has come back.
+//!
+//! **Lines** that only one entry names change in place, block by block: a block that is not own
+//! comes to a new place by one `Release` store, before the entry has it for its own and guarded. A
+//! reader finds it here or there, and both are right until the write that moves it has ended. Any
+//! other change of a scattered entry is a new line.
 //!
 //! **References.** Directories and leaves count the nodes that name them, lines the leaves,
 //! clusters their holders. Whoever stops naming something gives its reference to a [`Release`]
@@ -110,8 +114,7 @@ impl Map {
     #[inline]
     pub fn cluster_of(&self, entry: Entry, block: u32) -> u32 {
         if entry.is_scattered() {
-            // The entry's Acquire load covers its line.
-            self.lines.at(entry.value(), block as usize).load(Ordering::Relaxed)
+            self.lines.at(entry.value(), block as usize).load(Ordering::Acquire)
         } else if entry.mask() >> block & 1 == 1 {
             entry.value()
         } else {

@@ -16,6 +16,10 @@ use crate::sync::Ordering;
 pub enum Release {
     /// The entry no longer uses blocks `mask` of `cluster`, which are places for new blocks when
     /// the time has come. If `last`, it has let go of the cluster.
+    ///
+    /// A cluster that is not own is no place for new blocks, and that some have left it is not
+    /// said. It may become own later ([`Tree::adopt`]): whoever asks for that waits until the
+    /// records by which blocks of the entry have moved are closed.
     Cluster {
         /// The cluster.
         cluster: u32,

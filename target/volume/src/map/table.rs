@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::sync::Atom;
+use crate::sync::{Atom, Zeroed, zeroed};
 
 /// Segments double in size; this many are enough for all numbers of 32 bits.
 const SEGMENTS: usize = 32;
@@ -11,7 +11,7 @@ const SEGMENTS: usize = 32;
 ///
 /// A segment that does not exist yet is made by the owner, before anybody hears of a number in it.
 pub(super) struct Table<A, const WIDTH: usize, const FIRST: usize> {
-    segments: [OnceLock<Box<[A]>>; SEGMENTS],
+    segments: [OnceLock<Zeroed<A>>; SEGMENTS],
 }
 
 impl<A: Atom, const WIDTH: usize, const FIRST: usize> Table<A, WIDTH, FIRST> {
@@ -31,7 +31,7 @@ impl<A: Atom, const WIDTH: usize, const FIRST: usize> Table<A, WIDTH, FIRST> {
     /// Makes room for `number`.
     pub(super) fn make(&self, number: u32) {
         let (segment, _) = Self::place(number);
-        self.segments[segment].get_or_init(|| A::zeroed((FIRST << segment) * WIDTH));
+        self.segments[segment].get_or_init(|| zeroed((FIRST << segment) * WIDTH));
     }
 
     /// The row of a number that was made.

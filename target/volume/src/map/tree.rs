@@ -212,6 +212,11 @@ impl Tree {
         if own & mask == mask {
             return true;
         }
+        // Most often somebody has the first one.
+        let first = self.map.cluster_of(entry, (mask & !own).trailing_zeros());
+        if first == 0 || space.holders(first) != 1 {
+            return false;
+        }
         let mut places = self.map.places(entry);
         let unshared = !entry.is_scattered() || self.lines[entry.value()] == 1;
         let clusters = places.clusters();
@@ -398,7 +403,7 @@ impl Tree {
     }
 
     /// The general case: takes the entry apart. The new one acquires all it needs, then the old one
-    /// lets go of all it had.
+    /// lets go of all it had. What a direct entry held it goes on to hold by its line.
     fn change_places(
         &mut self,
         leaf: u32,
@@ -410,6 +415,9 @@ impl Tree {
     ) {
         let Change { mask, cluster, own, guard } = change;
         let mut places = self.map.places(old);
+        if self.change_line(leaf, slot, old, &places, change, space, released) {
+            return;
+        }
         let before = match old.is_scattered() {
             true => places.clusters(),
             false => Clusters::of_direct(old),
@@ -418,32 +426,84 @@ impl Tree {
         if after == before && guard == old.guarded() {
             return;
         }
+        let was_own = places.own;
         let fresh = || space.holders(cluster) == 0;
-        let own = own && (places.own & before.blocks_in(cluster) != 0 || fresh());
+        let own = own && (was_own & before.blocks_in(cluster) != 0 || fresh());
         let blocks = after.blocks_in(cluster);
         places.put(mask, cluster);
         places.own &= !mask & !blocks;
         places.own |= if own { blocks } else { 0 };
-        // Clearing blocks of a direct entry leaves its cluster to it.
-        let keeps = !old.is_scattered() && cluster == 0 && after != Clusters::default();
         let new = after.without_line(places.own != 0);
         let new = new.unwrap_or_else(|| self.new_line(&places));
-        if !keeps {
-            after.iter().for_each(|(cluster, _)| space.acquire(cluster));
-        }
+        // A scattered entry's hold on a cluster is its line's.
+        let held = if old.is_scattered() { 0 } else { old.value() };
+        let clusters = after.iter().map(|(cluster, _)| cluster);
+        clusters.filter(|cluster| *cluster != held).for_each(|cluster| space.acquire(cluster));
         self.map.store_entry(leaf, slot, new.with_guard(guard));
         self.leaves[leaf].used -= u32::from(new.is_zero());
-        for (cluster, blocks) in before.iter() {
-            // A scattered entry's hold on a cluster is its line's.
-            let last = !old.is_scattered() && !keeps;
-            let kept = after.blocks_in(cluster);
-            if last || (kept != 0 && blocks & !kept != 0) {
-                released.push(Release::Cluster { cluster, mask: blocks & !kept, last });
+        for (other, blocks) in before.iter() {
+            let kept = after.blocks_in(other);
+            let last = other == held && kept == 0;
+            let place = kept != 0 && blocks & !kept != 0 && (cluster == 0 || was_own & blocks != 0);
+            if last || place {
+                released.push(Release::Cluster { cluster: other, mask: blocks & !kept, last });
             }
         }
         if old.is_scattered() {
             released.push(Release::Line(old.value()));
         }
+    }
+
+    /// The same in place, where the entry has its line for itself and will still need one: blocks
+    /// that were not own come to a cluster that is. False: that is not so, and nothing was done.
+    ///
+    /// A reader with the entry of before finds each block where it was or where it is. The line is
+    /// changed first: who sees the new own marks, and the guard that comes with them, sees where
+    /// the blocks are. So nobody writes a block in place where it was or, unguarded, where it is.
+    #[expect(clippy::too_many_arguments, reason = "those of its caller, and what that knows")]
+    fn change_line(
+        &self,
+        leaf: u32,
+        slot: usize,
+        old: Entry,
+        places: &Places,
+        change: Change,
+        space: &mut Space,
+        released: &mut Vec<Release>,
+    ) -> bool {
+        let Change { mask, cluster, own, guard } = change;
+        if !old.is_scattered() || cluster == 0 || !own || self.lines[old.value()] != 1 {
+            return false;
+        }
+        let there = places.in_cluster(cluster);
+        let becomes_own = match there {
+            0 => space.holders(cluster) == 0,
+            _ => places.own & there != 0,
+        };
+        let present = places.present();
+        if !becomes_own || mask & (there | places.own) != 0 || present & !(there | mask) == 0 {
+            return false;
+        }
+        if there == 0 {
+            space.acquire(cluster);
+        }
+        for (block, place) in self.map.lines.row(old.value()).iter().enumerate() {
+            if mask >> block & 1 == 1 {
+                place.store(cluster, Ordering::Release);
+            }
+        }
+        let new = Entry::scattered(old.value(), places.own | mask).with_guard(guard);
+        self.map.store_entry(leaf, slot, new);
+        let mut left = mask & present;
+        while left != 0 {
+            let cluster = places.at[left.trailing_zeros() as usize];
+            let blocks = places.in_cluster(cluster);
+            left &= !blocks;
+            if blocks & !mask == 0 {
+                released.push(Release::Cluster { cluster, mask: blocks, last: true });
+            }
+        }
+        true
     }
 
     /// A line, which nobody sees before the entry is stored.

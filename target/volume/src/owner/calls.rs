@@ -242,6 +242,13 @@ pub(super) struct Calls {
     now_s: u64,
 }
 
+impl Calls {
+    /// Whether some have not been answered.
+    pub(super) fn has_work(&self) -> bool {
+        !self.queue.is_empty() || !self.waiting.is_empty() || !self.checkpoints.is_empty()
+    }
+}
+
 #[derive(Debug)]
 struct Waiting {
     id: u64,
@@ -265,6 +272,7 @@ pub(super) type Outcome = Result<Option<Reply>, VolumeError>;
 impl Owner {
     /// Takes a call; the answer comes by [`Owner::next_reply`].
     pub(crate) fn handle_call(&mut self, id: u64, call: Call, now_s: u64) {
+        self.idle = false;
         self.calls.now_s = now_s;
         self.calls.queue.push_back((id, call));
     }

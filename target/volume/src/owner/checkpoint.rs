@@ -135,8 +135,7 @@ impl Owner {
         let wanted = used * 2 > blocks || asked;
         let settling = !self.settling.is_empty();
         let broken = self.journal.is_broken();
-        let oldest = self.pending.0.first_key_value();
-        let behind = oldest.is_some_and(|(sequence, _)| *sequence <= self.last_change);
+        let behind = self.pending.oldest().is_some_and(|oldest| oldest <= self.last_change);
         if !wanted
             || behind
             || settling

@@ -68,6 +68,14 @@ impl Closing {
         }
     }
 
+    /// Whether a round is going, or wanted.
+    pub(crate) fn has_work(&self) -> bool {
+        self.step != Step::Idle
+            || !self.waiting.is_empty()
+            || self.flush_wanted
+            || self.wanted_before > self.closed_before
+    }
+
     /// Has the devices flushed once more: the number of that flush.
     pub(crate) fn want_flush(&mut self) -> u64 {
         self.flush_wanted = true;

@@ -87,8 +87,8 @@ impl Owner {
         match call {
             Call::Grow(bytes) => self.begin_grow(id, bytes)?,
             Call::Remove(name) => {
-                self.begin_remove(name)?;
-                return Ok(Some(Reply::Done));
+                let begun = self.begin_remove(id, call, name)?;
+                return Ok(begun.then_some(Reply::Done));
             }
             Call::AwaitRemoval => self.await_removal(id)?,
             Call::CancelRemoval(name) => {
@@ -102,6 +102,7 @@ impl Owner {
 
     /// A device is to be one of the pool.
     pub(crate) fn handle_new_device(&mut self, id: u64, device: NewDevice) {
+        self.idle = false;
         match self.check_new_device(&device) {
             Ok(index) => self.begin_add(id, index, device),
             Err(error) => self.reply(id, Err(error)),

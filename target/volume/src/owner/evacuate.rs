@@ -22,7 +22,7 @@ use nvme_spec::status::Status;
 
 use super::devices::Devices;
 use super::releases::Item;
-use super::{Context, Owner, Planted, Reply, VolumeError};
+use super::{Call, Context, Owner, Planted, Reply, VolumeError};
 use crate::devices::{Place, Token};
 use crate::format::{Extent, JournalArea};
 use crate::limits::{
@@ -181,10 +181,14 @@ fn device_of(extent: Extent) -> usize {
 }
 
 impl Owner {
-    /// Begins to remove a device; what becomes of that is told by [`Call::AwaitRemoval`].
-    ///
-    /// [`Call::AwaitRemoval`]: super::Call::AwaitRemoval
-    pub(super) fn begin_remove(&mut self, name: &str) -> Result<(), VolumeError> {
+    /// Begins to remove a device; what becomes of that is told by [`Call::AwaitRemoval`]. False:
+    /// the call waits.
+    pub(super) fn begin_remove(
+        &mut self,
+        id: u64,
+        call: &Call,
+        name: &str,
+    ) -> Result<bool, VolumeError> {
         self.check_devices_still(name)?;
         let device = self.device_named(name)?;
         let refuse = |reason: String| Err(VolumeError::Device { device: name.to_owned(), reason });
@@ -205,20 +209,23 @@ impl Owner {
         let total = self.space.used_clusters(device);
         let journal = areas.len() as u64 * u64::from(self.superblock.journal[0].clusters());
         // With nothing on it, reserved volumes may still count on its free space.
-        let lacking = self.space.lacking((total + journal).max(1));
-        let areas = match lacking {
-            0 => self.place_areas(device, &areas),
-            _ => None,
+        let areas = match self.has_room_for(id, call, (total + journal).max(1)) {
+            Ok(true) => self.place_areas(device, &areas).ok_or_else(|| {
+                "the others have no room in one piece for its copy of the journal".to_owned()
+            }),
+            // It is asked again when what is being released is free.
+            Ok(false) => {
+                self.space.set_readonly(device, false);
+                return Ok(false);
+            }
+            Err(error) => Err(format!("the others have no room for it: {error}")),
         };
-        let Some(areas) = areas else {
-            self.space.set_readonly(device, false);
-            return refuse(match lacking {
-                0 => "the others have no room in one piece for its copy of the journal".to_owned(),
-                clusters => {
-                    let missing = clusters * u64::from(CLUSTER_BYTES);
-                    format!("the others have no room for it: {missing} bytes are missing")
-                }
-            });
+        let areas = match areas {
+            Ok(areas) => areas,
+            Err(reason) => {
+                self.space.set_readonly(device, false);
+                return refuse(reason);
+            }
         };
         self.removal = None;
         self.changing = Devices::Removing(Box::new(Evacuation {
@@ -240,7 +247,7 @@ impl Owner {
             failure: None,
             total,
         }));
-        Ok(())
+        Ok(true)
     }
 
     /// Takes places for these copies of the journal: on a device that has no other one, if there is

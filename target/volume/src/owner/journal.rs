@@ -10,7 +10,8 @@ use uuid::Uuid;
 use crate::devices::{Devices, Place, Token};
 use crate::format::{BlockBuilder, JournalArea, PAGE_BYTES, Record};
 use crate::limits::{
-    CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, JOURNAL_DEPTH, JOURNAL_MARGIN, RECORDS_MARGIN,
+    CLUSTER_BLOCKS, CLUSTER_BYTES, JOURNAL_BUFFERS, JOURNAL_DEPTH, JOURNAL_MARGIN, JOURNAL_SPARSE,
+    RECORDS_MARGIN,
 };
 
 /// Where a record is: sequence number of its block, and its place among the block's records.
@@ -74,6 +75,17 @@ impl Journal {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Whether blocks are on their way, or it is more than half full or broken: somebody looks at
+    /// that in each turn.
+    pub(crate) fn has_work(&self) -> bool {
+        let (used, blocks) = self.usage();
+        !self.builder.is_empty()
+            || !self.sealed.is_empty()
+            || !self.in_flight.is_empty()
+            || used * 2 > blocks
+            || self.broken
     }
 
     /// Takes no records any more.
@@ -173,7 +185,9 @@ impl Journal {
 
     /// Sends what has come together.
     pub(crate) fn submit(&mut self, devices: &mut Devices) {
-        if self.sealed.is_empty() && self.in_flight.len() < JOURNAL_DEPTH {
+        // With blocks enough on their way, one that is not full waits for more: each is written
+        // twice, whatever it holds.
+        if self.sealed.is_empty() && self.in_flight.len() < JOURNAL_SPARSE {
             let (used, blocks) = self.usage();
             if !self.builder.is_empty() && used < blocks && !self.buffers.is_empty() {
                 self.seal(false);

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bdev::{Io, Op};
+use crossbeam_queue::ArrayQueue;
 use dma::{DmaBuffer, Pool as Memory};
 use foldhash::fast::RandomState;
 use nvme_spec::status::Status;
@@ -34,7 +35,7 @@ use crate::epoch::{LaneEpoch, OwnerEpoch};
 use crate::format::{CatalogEntry, Extent, Superblock};
 use crate::limits::{ITEMS_PER_TURN, LEAVES_PER_TURN};
 use crate::map::{Release, Root, Tree};
-use crate::pieces::Pieces;
+use crate::pieces::{Part, Pieces};
 use crate::shared::{Shared, ToLane, ToOwner, pop};
 use crate::space::Space;
 
@@ -140,6 +141,10 @@ pub(crate) struct Owner {
     zeroes: DmaBuffer,
     pieces: Pieces,
     released: Vec<Release>,
+    /// Of the write at hand: its parts, and their blocks that get a new place.
+    planned: Vec<(Part, u16)>,
+    /// The last turn left nothing to be done, and nobody has come since.
+    idle: bool,
     bugs: Bugs,
 }
 
@@ -151,25 +156,44 @@ fn share_of(count: usize) -> usize {
 
 /// How many records of each journal block are not in maps yet.
 #[derive(Debug, Default)]
-pub(crate) struct Pending(BTreeMap<u64, u32>);
+pub(crate) struct Pending {
+    /// Sequence number of the first of `counts`.
+    first: u64,
+    /// From a block that has some on.
+    counts: VecDeque<u32>,
+}
 
 impl Pending {
+    /// One more of this block, which is the last one or follows it.
     fn add(&mut self, sequence: u64) {
-        *self.0.entry(sequence).or_default() += 1;
+        if self.counts.is_empty() {
+            self.first = sequence;
+        }
+        let place = (sequence - self.first) as usize;
+        if place >= self.counts.len() {
+            self.counts.resize(place + 1, 0);
+        }
+        self.counts[place] += 1;
     }
 
     fn remove(&mut self, sequence: u64) {
-        let Some(count) = self.0.get_mut(&sequence) else { unreachable!("it was added") };
-        *count -= 1;
-        if *count == 0 {
-            self.0.remove(&sequence);
+        self.counts[(sequence - self.first) as usize] -= 1;
+        while self.counts.front() == Some(&0) {
+            self.counts.pop_front();
+            self.first += 1;
         }
+    }
+
+    /// The oldest block that has some.
+    fn oldest(&self) -> Option<u64> {
+        (!self.counts.is_empty()).then_some(self.first)
     }
 }
 
 impl Owner {
     /// Takes an I/O of a lane.
     pub(crate) fn handle_io(&mut self, origin: Origin, volume: u32, io: Io) {
+        self.idle = false;
         let Some(block_bytes) = self.volumes.get(&volume).map(|v| v.handle.block_bytes()) else {
             let status = Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr();
             return self.finished.push_back((origin, status));
@@ -190,6 +214,7 @@ impl Owner {
 
     /// A device has ended something.
     pub(crate) fn handle_device(&mut self, token: Token, status: Status) {
+        self.idle = false;
         match token {
             Token::Write(id) => self.handle_data(id, status),
             Token::Fill(id) => self.handle_filled(id, status),
@@ -221,7 +246,36 @@ impl Owner {
             self.start(id, context);
         }
         self.journal.submit(context.devices);
+        self.idle = !self.has_work();
         work
+    }
+
+    /// Whether a turn would do nothing. Most do nothing, and cost more than an I/O of a lane.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.idle && self.shared.to_owner.iter().all(ArrayQueue::is_empty)
+    }
+
+    /// Whether there is anything that goes on with time, or with the next turn. What comes from
+    /// outside ends idleness by itself; every list that a turn looks at stands here.
+    fn has_work(&self) -> bool {
+        let writes = [&self.ready, &self.launched, &self.stalled];
+        writes.iter().any(|list| !list.is_empty())
+            || !self.cleared.is_empty()
+            || !self.wait_closed.is_empty()
+            || !self.wait_space.is_empty()
+            || !self.finished.is_empty()
+            || !self.open.is_empty()
+            || !self.releases.is_empty()
+            || self.tree.has_doomed()
+            || self.closing.has_work()
+            || self.is_checkpointing()
+            || self.calls.has_work()
+            || self.freezing.is_some()
+            || !matches!(self.changing, devices::Devices::Still)
+            || !self.settling.is_empty()
+            || !self.lists.is_empty()
+            || self.journal.has_work()
     }
 
     /// The pool's name.
@@ -334,7 +388,7 @@ impl Owner {
 
     /// Journal block of the oldest record that is not in maps yet, or the next one's.
     fn oldest_pending(&self) -> u64 {
-        self.pending.0.first_key_value().map_or(self.journal.next(), |(sequence, _)| *sequence)
+        self.pending.oldest().unwrap_or(self.journal.next())
     }
 
     fn end_write(&mut self, id: u32, status: Status) {

@@ -212,6 +212,8 @@ impl Owner {
             zeroes,
             pieces: Pieces::default(),
             released: Vec::new(),
+            planned: Vec::new(),
+            idle: false,
             bugs,
         })
     }

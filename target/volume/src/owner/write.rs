@@ -124,16 +124,22 @@ impl Owner {
             return Look::Ends(Status::LBA_OUT_OF_RANGE.with_dnr());
         }
         let tree = volume.tree();
+        self.planned.clear();
         for part in parts(start, bytes) {
-            if let Some(waits) = self.find_obstacle(id, (key, part.entry), tree, part) {
-                return waits;
+            match self.find_obstacle(id, (key, part.entry), tree, part) {
+                Ok(own) => self.planned.push((part, part.mask() & !own)),
+                Err(waits) => return waits,
             }
         }
         let epoch = context.epoch.begin_io();
         let write = &mut self.writes[id as usize];
         (write.head, write.epoch, write.status) = (tree.1, Some(epoch), Status::SUCCESS);
-        for part in parts(start, bytes) {
-            match self.plan_part(id, key, part, context) {
+        for index in 0..self.planned.len() {
+            let (part, mask) = self.planned[index];
+            if mask == 0 {
+                continue;
+            }
+            match self.plan_part(id, key, tree, (part, mask), context) {
                 Look::Go => {}
                 other => return other,
             }
@@ -142,58 +148,64 @@ impl Owner {
         Look::Go
     }
 
-    /// What keeps a part from being written now. Marks blocks as own that nobody else holds.
+    /// What keeps a part from being written now; else which blocks of it are own. Marks blocks as
+    /// own that nobody else holds.
     fn find_obstacle(
         &mut self,
         id: u32,
         key: Key,
         (root, head): (Root, u64),
         part: Part,
-    ) -> Option<Look> {
+    ) -> Result<u16, Look> {
         let mask = part.mask();
-        if let Some(state) = self.entries.get_mut(&key)
-            && state.pending & mask != 0
-            && !self.bugs.is(Planted::OverlapNotResolved)
-        {
-            state.waiting.push(id);
-            return Some(Look::Waits);
+        let mut open = None;
+        if let Some(state) = self.entries.get_mut(&key) {
+            if state.pending & mask != 0 && !self.bugs.is(Planted::OverlapNotResolved) {
+                state.waiting.push(id);
+                return Err(Look::Waits);
+            }
+            open = state.open_sequence.filter(|open| *open >= self.closing.closed_before);
         }
         let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
         let mut own = if leaf_head == head { entry.own_mask() & mask } else { 0 };
-        let present = self.present(entry, mask & !own);
-        let at = At { root, head, index: part.entry };
-        if present != 0 && self.tree.adopt(at, present, &self.space) {
-            own |= present;
+        // While one is open, a crash may go back to what a block of the entry has left: its cluster
+        // must not become a place for new blocks.
+        if open.is_none() {
+            let present = self.present(entry, mask & !own);
+            let at = At { root, head, index: part.entry };
+            if present != 0 && self.tree.adopt(at, present, &self.space) {
+                own |= present;
+            }
         }
         // The rest of a partly written block is read from where the snapshot has it now. Writes
         // that began before are still changing it there.
-        let settling = self.volumes.get(&key.0).and_then(|volume| volume.settling);
-        let settles = settling.is_some_and(|settling| settling.flush.is_none());
-        if settles && part.is_partial() && mask & !own != 0 {
+        if part.is_partial() && mask & !own != 0 && self.has_late_writes(key.0) {
             self.stalled.push_back(id);
-            return Some(Look::Waits);
+            return Err(Look::Waits);
         }
         if own == 0 {
-            return None;
+            return Ok(0);
         }
-        let open = self.entries.get(&key).and_then(|state| state.open_sequence);
-        match open {
-            Some(sequence)
-                if sequence >= self.closing.closed_before
-                    && !self.bugs.is(Planted::OverwriteOpen) =>
-            {
+        match open.filter(|_| !self.bugs.is(Planted::OverwriteOpen)) {
+            Some(sequence) => {
                 self.closing.want(sequence + 1);
                 self.wait_closed.push((sequence + 1, id));
-                Some(Look::Waits)
+                Err(Look::Waits)
             }
-            _ => {
+            None => {
                 if entry.guarded() {
                     // Of what is closed, or it came with a leaf that another volume had.
                     self.tree.set_guard(root, part.entry, false);
                 }
-                None
+                Ok(own)
             }
         }
+    }
+
+    /// Whether writes from before a volume's last snapshot may be in flight.
+    fn has_late_writes(&self, volume: u32) -> bool {
+        let settling = self.volumes.get(&volume).and_then(|volume| volume.settling);
+        settling.is_some_and(|settling| settling.flush.is_none())
     }
 
     /// Which of these blocks hold data.
@@ -206,16 +218,16 @@ impl Owner {
         blocks.filter(there).fold(0, |found, block| found | 1 << block)
     }
 
-    /// Finds a place for the blocks of a part that get one, and has the rest of partly written ones
-    /// read.
-    fn plan_part(&mut self, id: u32, volume: u32, part: Part, context: &mut Context<'_>) -> Look {
-        let (root, head) = self.volumes[&volume].tree();
-        let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
-        let own = if leaf_head == head { entry.own_mask() } else { 0 };
-        let mask = part.mask() & !own;
-        if mask == 0 {
-            return Look::Go;
-        }
+    /// Finds a place for those blocks of a part that get one, and has the rest of partly written
+    /// ones read.
+    fn plan_part(
+        &mut self,
+        id: u32,
+        volume: u32,
+        (root, head): (Root, u64),
+        (part, mask): (Part, u16),
+        context: &mut Context<'_>,
+    ) -> Look {
         let at = At { root, head, index: part.entry };
         let Some(cluster) = self.find_place(volume, mask, at) else {
             let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
@@ -253,6 +265,9 @@ impl Owner {
     /// Has the rest of partly written blocks read.
     fn read_fills(&mut self, id: u32, context: &mut Context<'_>) {
         let write = &mut self.writes[id as usize];
+        if write.fills.is_empty() {
+            return;
+        }
         let root = self.volumes[&write.volume].root();
         for fill in &write.fills {
             let (entry, _) = self.shared.map.entry(root, fill.entry);
@@ -328,13 +343,14 @@ impl Owner {
             self.stalled.push_back(id);
             return;
         }
-        let mut write = std::mem::take(&mut self.writes[id as usize]);
+        let mut writes = std::mem::take(&mut self.writes);
+        let write = &mut writes[id as usize];
         let Some(buffer) = write.buffer else { unreachable!("a write has a buffer") };
         for fill in &write.fills {
-            merge(&write, fill, buffer);
+            merge(write, fill, buffer);
         }
-        self.place_pieces(&write, buffer);
-        self.append_records(&mut write, buffer);
+        self.place_pieces(write, buffer);
+        self.append_records(write, buffer);
         for piece in self.pieces.list() {
             let Some(place) = piece.place else { unreachable!("every block has a place") };
             write.outstanding += 1;
@@ -349,7 +365,7 @@ impl Owner {
             let span = Some(fill.buffer.span());
             context.devices.submit(write.op, place, BLOCK_BYTES, span, Token::Write(id));
         }
-        self.writes[id as usize] = write;
+        self.writes = writes;
         self.launched.push_back(id);
     }
 
@@ -376,16 +392,20 @@ impl Owner {
         let root = self.volumes[&write.volume].root();
         let mut touches = write.touches.iter().peekable();
         for part in parts(write.start, write.bytes) {
-            let (entry, _) = self.shared.map.entry(root, part.entry);
-            let Some(touch) = touches.next_if(|touch| touch.part.entry == part.entry) else {
-                self.pieces.add(&self.shared.map, entry, part);
-                continue;
-            };
-            if touch.mask == part.mask() && !part.is_partial() {
+            let touch = touches.next_if(|touch| touch.part.entry == part.entry);
+            if let Some(touch) = touch
+                && touch.mask == part.mask()
+                && !part.is_partial()
+            {
                 let place = Place { cluster: touch.cluster, offset: part.offset };
                 self.pieces.push(Some(place), part.at, part.bytes);
                 continue;
             }
+            let (entry, _) = self.shared.map.entry(root, part.entry);
+            let Some(touch) = touch else {
+                self.pieces.add(&self.shared.map, entry, part);
+                continue;
+            };
             for block in part.blocks() {
                 let number = block.offset / BLOCK_BYTES;
                 let touched = touch.mask & (1 << number) != 0;
@@ -478,9 +498,9 @@ impl Owner {
 
     /// The mappings become visible, and the write is acknowledged.
     fn publish(&mut self, id: u32, context: &mut Context<'_>) {
-        let mut write = std::mem::take(&mut self.writes[id as usize]);
-        let mut touches = std::mem::take(&mut write.touches);
-        for touch in touches.drain(..) {
+        let mut writes = std::mem::take(&mut self.writes);
+        let write = &mut writes[id as usize];
+        for touch in write.touches.drain(..) {
             let Some(position) = touch.position else { unreachable!("launched without a record") };
             self.publish_touch(write.volume, write.head, &touch, position);
             self.pending.remove(position.sequence);
@@ -493,14 +513,13 @@ impl Owner {
             }
             self.open.push_back((position.sequence, write.volume, touch.part.entry));
         }
-        write.touches = touches;
         for fill in write.fills.drain(..) {
             self.memory.free(fill.buffer);
         }
         let touched = write.last_record.is_some();
         let fua = matches!(write.op, Op::Write { fua: true }) && touched;
         let status = write.status;
-        self.writes[id as usize] = write;
+        self.writes = writes;
         self.end_epoch(id, context);
         if fua && status.is_success() && !self.bugs.is(Planted::FuaMappingVolatile) {
             // Its blocks are durable, but the records before its own may not be.
