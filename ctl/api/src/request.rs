@@ -11,9 +11,9 @@ use crate::names::{
     check_pool_name, check_size, check_subsystem_nqn, check_volume_name,
 };
 use crate::volumes::{
-    PoolAdd, PoolCreate, PoolDestroy, PoolName, PoolRemove, SnapshotClone, SnapshotCreate,
-    SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename,
-    VolumeReserve, VolumeResize, VolumeRollback,
+    PoolAdd, PoolCheck, PoolCreate, PoolDestroy, PoolImport, PoolName, PoolRemove, SnapshotClone,
+    SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName,
+    VolumeRename, VolumeReserve, VolumeResize, VolumeRollback,
 };
 
 /// The methods in one table: variant, name, parameters.
@@ -79,7 +79,7 @@ methods! {
     /// Makes a pool of block devices. Returns its [`PoolInfo`](crate::results::PoolInfo).
     PoolCreate(PoolCreate) = "pool.create";
     /// Opens a pool that is on block devices. Returns its `PoolInfo`.
-    PoolImport(PoolName) = "pool.import";
+    PoolImport(PoolImport) = "pool.import";
     /// Pools that could be opened.
     /// Returns a list of [`FoundPool`](crate::results::FoundPool).
     PoolScan(Nothing) = "pool.scan";
@@ -98,9 +98,9 @@ methods! {
     PoolList(Nothing) = "pool.list";
     /// One of them. Returns its `PoolInfo`.
     PoolShow(PoolName) = "pool.show";
-    /// Compares what a pool has counted with its maps; I/O waits meanwhile. Returns a list of what
-    /// is wrong.
-    PoolCheck(PoolName) = "pool.check";
+    /// Compares what a pool has counted with its maps, while I/O waits; reads one that is not open.
+    /// Returns a [`PoolReport`](crate::results::PoolReport).
+    PoolCheck(PoolCheck) = "pool.check";
     /// Makes a volume. Returns its [`VolumeInfo`](crate::results::VolumeInfo).
     VolumeCreate(VolumeCreate) = "volume.create";
     /// Volumes and snapshots. Returns a list of `VolumeInfo`.
@@ -364,11 +364,11 @@ impl Call {
                 check_field("name", check_pool_name(name))?;
                 check_field("bdev", check_bdev_name(bdev))
             }
-            Call::PoolImport(PoolName { name })
+            Call::PoolImport(PoolImport { name, .. })
             | Call::PoolGrow(PoolName { name })
             | Call::PoolExport(PoolName { name })
             | Call::PoolDestroy(PoolDestroy { name, .. })
-            | Call::PoolCheck(PoolName { name })
+            | Call::PoolCheck(PoolCheck { name, .. })
             | Call::PoolShow(PoolName { name }) => check_field("name", check_pool_name(name)),
             Call::VolumeCreate(create) => create.check(),
             Call::VolumeList(list) => list.check(),

@@ -186,6 +186,34 @@ pub struct DamagedVolume {
     pub reason: String,
 }
 
+/// What a check of a pool found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// It was open, and compared what it has counted with its maps. If not, all of it was read.
+    pub open: bool,
+    /// What is wrong.
+    pub faults: Vec<PoolFault>,
+    /// Copies that are missing as a crash may leave them: opening the pool writes them anew.
+    pub notes: Vec<String>,
+    /// It was repaired: all that was found is good again.
+    pub repaired: bool,
+}
+
+/// Something that is wrong with a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolFault {
+    /// The volumes and snapshots that it closes, `POOL/NAME` each.
+    pub volumes: Vec<String>,
+    /// What it is, and where.
+    pub what: String,
+    /// There is another copy.
+    pub repairable: bool,
+}
+
 /// A pool that could be opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundPool {

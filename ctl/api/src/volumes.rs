@@ -36,11 +36,11 @@ pub struct PoolCreate {
     pub journal_bytes: Option<u64>,
 }
 
-/// Parameters of `pool.import`, `pool.export`, `pool.show` and `pool.check`.
+/// Parameters of `pool.export` and `pool.show`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolName {
-    /// Its name; for `pool.import` its UUID will do.
+    /// Its name.
     pub name: String,
 }
 
@@ -79,6 +79,28 @@ pub struct PoolDestroy {
     /// Although there are volumes or snapshots in it.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Parameters of `pool.import`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolImport {
+    /// Its name, or its UUID.
+    pub name: String,
+    /// Although volumes of it are damaged, which are given up by that.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Parameters of `pool.check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolCheck {
+    /// Its name; of one that is not open its UUID will do.
+    pub name: String,
+    /// Of one that is not open: write anew what has another copy.
+    #[serde(default)]
+    pub repair: bool,
 }
 
 /// Parameters of `volume.create`.

@@ -23,6 +23,12 @@ pub(crate) enum CliError {
     /// The command makes no sense, for a reason that the parser of arguments cannot know.
     #[error("{0}")]
     Usage(String),
+    /// A check has found something, which is printed.
+    #[error("{count} faults")]
+    Faults {
+        /// How many.
+        count: usize,
+    },
     /// Standard output failed.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -37,7 +43,10 @@ impl CliError {
         match self {
             CliError::Connect { .. } => 3,
             CliError::Usage(_) => 2,
-            CliError::Call(CallError::Refused(_)) | CliError::Output(_) | CliError::Json(_) => 1,
+            CliError::Call(CallError::Refused(_))
+            | CliError::Faults { .. }
+            | CliError::Output(_)
+            | CliError::Json(_) => 1,
             CliError::Call(_) => 3,
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, Write};
 use std::time::Duration;
 
-use api::results::{Difference, FoundPool, PoolInfo, VolumeInfo, VolumeKind};
+use api::results::{Difference, FoundPool, PoolInfo, PoolReport, VolumeInfo, VolumeKind};
 use api::{Call, Nothing, PoolName, VolumeName};
 
 use crate::error::CliError;
@@ -30,11 +30,12 @@ pub(crate) fn run_pool<W: Write>(
             session.wait_for(format!("making {name}"));
             session.show(Call::PoolCreate(create), |info: &PoolInfo| tables::pool(info))
         }
-        PoolCommand::Import { name: Some(name) } => {
+        PoolCommand::Import { name: Some(name), force } => {
             session.wait_for(format!("opening {name}"));
-            session.show(Call::PoolImport(named(name)), |info: &PoolInfo| tables::pool(info))
+            let import = api::PoolImport { name: name.clone(), force: *force };
+            session.show(Call::PoolImport(import), |info: &PoolInfo| tables::pool(info))
         }
-        PoolCommand::Import { name: None } => {
+        PoolCommand::Import { name: None, .. } => {
             session.wait_for("looking at block devices".to_owned());
             session.show(Call::PoolScan(Nothing {}), |found: &Vec<FoundPool>| tables::found(found))
         }
@@ -68,11 +69,15 @@ pub(crate) fn run_pool<W: Write>(
             let destroy = api::PoolDestroy { name: name.clone(), force: *force };
             session.done(Call::PoolDestroy(destroy), "destroyed; its block devices are free")
         }
-        PoolCommand::Check { name } => {
+        PoolCommand::Check { name, repair } => {
             session.wait_for(format!("checking {name}"));
-            session.show(Call::PoolCheck(named(name)), |faults: &Vec<String>| {
-                if faults.is_empty() { "nothing is wrong".to_owned() } else { faults.join("\n") }
-            })
+            let check = api::PoolCheck { name: name.clone(), repair: *repair };
+            let report: PoolReport = session.call(Call::PoolCheck(check))?;
+            session.print(&report, tables::report)?;
+            match report.faults.len() {
+                count if count > 0 && !report.repaired => Err(CliError::Faults { count }),
+                _ => Ok(()),
+            }
         }
         PoolCommand::List => {
             session.show(Call::PoolList(Nothing {}), |infos: &Vec<PoolInfo>| tables::pools(infos))

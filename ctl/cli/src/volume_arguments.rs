@@ -27,6 +27,10 @@ pub(crate) enum PoolCommand {
         /// Its name, or its UUID where several have the same name
         #[arg(value_parser = checked(api::check_pool_name))]
         name: Option<String>,
+        /// Although volumes of it are damaged: the others are opened. What cannot be read of those
+        /// may be written over from then on
+        #[arg(long, requires = "name")]
+        force: bool,
     },
     /// Close a pool of which nothing is exported; its block devices are free then
     Export {
@@ -75,10 +79,16 @@ pub(crate) enum PoolCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Compare what a pool has counted with its maps; I/O on it waits meanwhile
+    /// Look for what is wrong with a pool; exits with 1 if something is. One that is open compares
+    /// what it has counted with its maps, while I/O on it waits. One that is not is read whole, and
+    /// not written
     Check {
+        /// Its name; of one that is not open its UUID will do
         #[arg(value_parser = checked(api::check_pool_name))]
         name: String,
+        /// Of one that is not open: write anew what has another copy
+        #[arg(long)]
+        repair: bool,
     },
     /// Show all pools
     List,

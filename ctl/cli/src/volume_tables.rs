@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
 
-use api::results::{Extent, FoundPool, PoolInfo, PoolState, VolumeInfo, VolumeKind};
+use api::results::{
+    Extent, FoundPool, PoolFault, PoolInfo, PoolReport, PoolState, VolumeInfo, VolumeKind,
+};
 use api::{Labels, show_size};
 
 use crate::tables::{list, or_dash, table};
@@ -68,6 +70,23 @@ pub(crate) fn pool(info: &PoolInfo) -> String {
         facts.push(("damaged", format!("{}: {}", damaged.name, damaged.reason)));
     }
     lines(&facts)
+}
+
+/// What a check found, a line each.
+pub(crate) fn report(report: &PoolReport) -> String {
+    let fault = |fault: &PoolFault| {
+        let colon = if fault.volumes.is_empty() { "" } else { ": " };
+        let repairable = if fault.repairable { " (there is another copy)" } else { "" };
+        format!("{}{colon}{}{repairable}", fault.volumes.join(", "), fault.what)
+    };
+    let mut lines: Vec<String> = report.faults.iter().map(fault).collect();
+    lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
+    if report.repaired {
+        lines.push("repaired: all copies are written anew".to_owned());
+    } else if report.faults.is_empty() {
+        lines.push("nothing is wrong".to_owned());
+    }
+    lines.join("\n")
 }
 
 /// Pools that could be imported.

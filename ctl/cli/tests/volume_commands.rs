@@ -69,6 +69,27 @@ fn arguments_become_parameters() {
 }
 
 #[test]
+fn a_check_that_finds_something_exits_with_1() {
+    let report = |faults: Value, repaired: bool| {
+        json!({"name": "tank", "uuid": "u", "open": false, "faults": faults, "notes": ["n"],
+            "repaired": repaired})
+    };
+    let fault = json!([{"volumes": ["tank/a"], "what": "page 7", "repairable": true}]);
+    let (_, output) = run("pool check tank", vec![Ok(report(json!([]), false))]);
+    assert_eq!(text(&output.stdout), "note: n\nnothing is wrong\n");
+    assert_eq!(output.status.code(), Some(0));
+    let (_, output) = run("pool check tank", vec![Ok(report(fault.clone(), false))]);
+    assert!(text(&output.stdout).starts_with("tank/a: page 7 (there is another copy)\n"));
+    assert_eq!(output.status.code(), Some(1));
+    let (calls, output) = run("pool check tank --repair", vec![Ok(report(fault.clone(), true))]);
+    assert!(matches!(calls.as_slice(), [Call::PoolCheck(check)] if check.repair));
+    assert_eq!(output.status.code(), Some(0));
+    let (_, output) = run("pool check tank --json", vec![Ok(report(fault.clone(), false))]);
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((printed, output.status.code()), (report(fault, false), Some(1)));
+}
+
+#[test]
 fn a_snapshot_to_roll_back_to_is_named_with_its_pool_or_without() {
     for snapshot in ["a.s", "tank/a.s"] {
         let line = format!("volume rollback tank/a {snapshot} --keep k");

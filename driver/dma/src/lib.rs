@@ -12,7 +12,7 @@
 //!
 //! [`DmaBuffer`] owns a span that came from a [`Pool`], a buddy allocator that belongs to one core.
 //!
-//! Beside the arena there are two kinds of ordinary memory: a [`Region`] pretends to be a disk, and a
+//! Beside the arena there are two kinds of ordinary memory: a [`Region`] pretends to be a disk, a
 //! [`ZeroedSlice`] is a large table.
 //!
 //! What it does not do: map anything for the IOMMU (crate `vfio`), register anything with a NIC

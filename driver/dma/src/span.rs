@@ -105,10 +105,10 @@ impl DmaSpan {
 
     /// Reads a `T` from the bytes at `offset`.
     #[inline]
-    pub fn read_obj<T: FromBytes + IntoBytes>(&self, offset: u32) -> T {
-        let mut value = T::new_zeroed();
-        self.get(offset, value.as_mut_bytes());
-        value
+    pub fn read_obj<T: FromBytes>(&self, offset: u32) -> T {
+        self.check(offset, size_of::<T>());
+        // SAFETY: in bounds by the check, and any bytes are a `T`. They need not be aligned.
+        unsafe { self.addr.add(offset as usize).cast::<T>().read_unaligned() }
     }
 
     #[inline]

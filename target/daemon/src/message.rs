@@ -41,8 +41,8 @@ pub(crate) enum CoreMessage {
     DetachNamespace { subsystem: u32, nsid: u32 },
     /// The core's way to a pool, to be polled; `pool` is the pool's place in the core's table.
     AddLane { pool: usize, lane: Box<Lane> },
-    /// Give it up: no namespace is on it any more. Answered by `LaneRemoved`, when what devices do for
-    /// it has ended.
+    /// Give it up: no namespace is on it any more. Answered by `LaneRemoved`, when what devices do
+    /// for it has ended.
     RemoveLane { pool: usize },
     /// For the pool's owner, whose lane this core has. Answered by `PoolReply`.
     PoolCall { pool: usize, id: u64, call: Box<Call>, now_s: u64 },
@@ -93,8 +93,8 @@ pub(crate) enum ControlMessage {
     QueueClosed { key: u64, queue: QueueId, end: End },
     /// Nothing of the queue is left, in memory or in block devices.
     QueueDrained { key: u64 },
-    /// A lane that the core has given up. It is dropped elsewhere, maps and all. `idle`: no device is
-    /// at work for it.
+    /// A lane that the core has given up. It is dropped elsewhere, maps and all. `idle`: no device
+    /// is at work for it.
     LaneRemoved { pool: usize, lane: Option<Box<Lane>>, idle: bool },
     /// The answer of a pool's owner.
     PoolReply { id: u64, reply: Box<Result<Reply, VolumeError>> },

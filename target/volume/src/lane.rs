@@ -148,10 +148,10 @@ impl Lane {
         self.volumes[channel as usize] = None;
     }
 
-    /// Whether no device is at work for this lane: what it has memory for may be used otherwise once
-    /// it is gone.
+    /// Whether no device is at work for this lane: what it has memory for may be used otherwise
+    /// once it is gone.
     pub fn is_idle(&self) -> bool {
-        self.devices.is_idle()
+        self.looked.is_empty() && self.devices.is_idle()
     }
 
     /// Whether this is the lane that takes [`Lane::call`].

@@ -1,5 +1,6 @@
 //! Making, finding and opening pools. All of it waits for devices.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bdev::{Bdev, BdevError, Channel};
@@ -112,12 +113,34 @@ pub enum PoolError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// Volumes are damaged, and nobody has said that they may be lost.
+    #[error("pool {pool}: damaged, and so nothing is written to it: {volumes}")]
+    DamagedVolumes {
+        /// The pool.
+        pool: String,
+        /// Their names, with what is wrong.
+        volumes: Volumes,
+    },
     /// There is no memory for buffers.
     #[error("no buffer of {bytes} bytes; give the daemon more memory")]
     NoMemory {
         /// What was wanted.
         bytes: u32,
     },
+}
+
+/// Names of volumes, with what is wrong with each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volumes(pub Vec<(String, String)>);
+
+impl fmt::Display for Volumes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, why)) in self.0.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{name} ({why})")?;
+        }
+        Ok(())
+    }
 }
 
 /// How a pool is made.
@@ -449,5 +472,6 @@ pub(crate) fn read_label(
     best.ok_or_else(|| PoolError::NoLabel { device, reason: reason.unwrap_or_else(none) })
 }
 
+pub use crate::owner::inspect::{Finding, Report, check, repair};
 use crate::owner::recover::find_devices;
 pub use crate::owner::recover::{OpenOptions, open};

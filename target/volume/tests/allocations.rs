@@ -1,6 +1,5 @@
 //! I/O in the steady state takes no memory from the heap.
 
-#[allow(dead_code)] // a part of it is used by other tests
 mod rig;
 
 use allocation_counter::measure;

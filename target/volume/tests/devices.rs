@@ -74,7 +74,7 @@ impl Rig {
 
     fn open(&mut self, bdevs: &[Arc<dyn Bdev>]) -> Result<(), PoolError> {
         self.lanes.clear();
-        let options = OpenOptions { lanes: 2, memory: self.memory(), planted: None };
+        let options = OpenOptions { lanes: 2, memory: self.memory(), force: false, planted: None };
         self.lanes = pool::open(bdevs, options)?;
         Ok(())
     }

@@ -347,7 +347,7 @@ fn a_wrong_byte_in_any_page_closes_what_it_is_of_and_nothing_else() {
         if data {
             continue; // data at rest has no checksum yet
         }
-        if !rig.open_image(&wrong) {
+        if !rig.open_image(&wrong, true) {
             refused += 1;
             continue;
         }

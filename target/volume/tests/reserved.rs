@@ -1,6 +1,5 @@
 //! Reserved volumes on a pool that others fill: no write of theirs is refused.
 
-#[allow(dead_code, reason = "other tests use the rest of it")]
 mod rig;
 
 use nvme_spec::status::Status;

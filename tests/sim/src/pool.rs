@@ -92,7 +92,12 @@ impl Pool {
         let members: BTreeSet<String> = labels.map(|label| label.device).collect();
         bdevs.retain(|bdev| members.contains(bdev.name()));
         random.shuffle(&mut bdevs);
-        let options = OpenOptions { lanes: config.lanes, memory: owner, planted: config.planted };
+        let options = OpenOptions {
+            lanes: config.lanes,
+            memory: owner,
+            force: false,
+            planted: config.planted,
+        };
         let lanes = volume::pool::open(&bdevs, options);
         let lanes = lanes.map_err(failed)?;
         let mut pool = Self {

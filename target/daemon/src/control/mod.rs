@@ -18,6 +18,7 @@ mod hosts;
 mod job;
 mod leaving;
 mod listeners;
+mod pool_check;
 mod pool_devices;
 mod pools;
 mod rdma;

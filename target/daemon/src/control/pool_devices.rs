@@ -126,10 +126,8 @@ impl Control {
     pub(super) fn finish_join(&mut self, mut joining: Box<Joining>, info: &volume::PoolInfo) {
         tracing::info!(pool = joining.pool, bdev = joining.bdev, "is one of the pool now");
         if let Err(error) = self.save_pool(&joining.pool) {
-            joining.bdev.clear();
-            let reply = joining.reply;
             joining.left.iter().for_each(|bdev| self.bdevs.release(bdev));
-            return drop(reply.send(Err(error)));
+            return drop(joining.reply.send(Err(error)));
         }
         match joining.left.pop_front() {
             Some(next) => {
@@ -145,13 +143,16 @@ impl Control {
 
     /// It did not become one.
     pub(super) fn fail_join(&mut self, joining: Joining, error: RpcError) {
-        if let Some(pool) = self.pools.open.get_mut(&joining.pool) {
-            pool.bdevs.retain(|bdev| *bdev != joining.bdev);
-            self.fail_joining(joining, error);
-        } else {
-            // The pool has gone, with all it had.
-            joining.left.iter().for_each(|bdev| self.bdevs.release(bdev));
-            let _ = joining.reply.send(Err(error));
+        match self.pools.open.get_mut(&joining.pool) {
+            Some(pool) if !pool.is_leaving() => {
+                pool.bdevs.retain(|bdev| *bdev != joining.bdev);
+                self.fail_joining(joining, error);
+            }
+            // The pool goes, and then lets go of all it has.
+            _ => {
+                joining.left.iter().for_each(|bdev| self.bdevs.release(bdev));
+                let _ = joining.reply.send(Err(error));
+            }
         }
     }
 

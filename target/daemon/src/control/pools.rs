@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use api::results::FoundPool;
-use api::{ErrorCode, PoolCreate, RpcError};
+use api::{ErrorCode, PoolCheck, PoolCreate, PoolImport, RpcError};
 use bdev::{Bdev, Health};
 use dma::DmaSpan;
 use serde_json::json;
@@ -22,6 +22,7 @@ use super::exports::{bdev_error, in_use, not_found};
 use super::gathering::Gathering;
 use super::job::Job;
 use super::leaving::Stage;
+use super::pool_check::Checked;
 use super::pool_devices::DeviceWork;
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
@@ -40,7 +41,7 @@ const SEARCH: &str = "a search for pools";
 pub(super) struct Pools {
     /// By name.
     pub(super) open: BTreeMap<String, OpenPool>,
-    works: Vec<Work>,
+    pub(super) works: Vec<Work>,
     pub(super) device_works: Vec<DeviceWork>,
     /// Why pools of the state are not open, by name.
     pub(super) down: BTreeMap<String, String>,
@@ -62,7 +63,8 @@ pub(super) struct OpenPool {
     pub(super) bdevs: Vec<String>,
     pub(super) memory: DmaSpan,
     pub(super) cache: bool,
-    /// A device had not ended its work for a lane when that was given up: it may still use the memory.
+    /// A device had not ended its work for a lane when that was given up: it may still use the
+    /// memory.
     pub(super) busy: bool,
     /// A device of it has failed.
     pub(super) lost: Arc<AtomicBool>,
@@ -81,22 +83,24 @@ pub(super) struct OpenPool {
 }
 
 /// Something that a job does.
-struct Work {
-    memory: DmaSpan,
+pub(super) struct Work {
+    pub(super) memory: DmaSpan,
     /// Claimed for it.
-    bdevs: Vec<String>,
-    what: What,
+    pub(super) bdevs: Vec<String>,
+    pub(super) what: What,
 }
 
-enum What {
+pub(super) enum What {
+    Check(Job<Checked>, Reply),
     Search(Job<Vec<Label>>, Wanted),
     Open(Job<Vec<Lane>>, String, Option<Reply>),
 }
 
 /// Why pools are looked for.
-enum Wanted {
+pub(super) enum Wanted {
+    Check(PoolCheck, Reply),
     List(Reply),
-    Import(String, Reply),
+    Import(PoolImport, Reply),
     /// Those of the state.
     Saved,
 }
@@ -135,7 +139,7 @@ impl Control {
         let job = Job::start(move || {
             let mut buffers = dma::Pool::over(memory, POOL_BLOCK_BYTES);
             volume::pool::create(&pool, &devices, &options, &mut buffers).map_err(pool_error)?;
-            open(&devices, cores, buffers)
+            open(&devices, cores, buffers, false)
         });
         self.pools.works.push(Work { memory, bdevs, what: What::Open(job, name, Some(reply)) });
     }
@@ -163,7 +167,7 @@ impl Control {
     }
 
     /// Claims block devices for a pool, and gives it memory.
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         pool: &str,
         bdevs: &[String],
@@ -203,18 +207,19 @@ impl Control {
         })
     }
 
-    pub(super) fn import_pool(&mut self, name: String, reply: Reply) {
+    pub(super) fn import_pool(&mut self, params: PoolImport, reply: Reply) {
+        let name = &params.name;
         let open = self
             .pools
             .open
             .iter()
-            .find(|(known, pool)| **known == name || pool.uuid.to_string() == name);
+            .find(|(known, pool)| *known == name || pool.uuid.to_string() == *name);
         match open {
             Some((name, _)) => {
                 let error = RpcError::new(ErrorCode::Exists, format!("{name} is open already"));
                 drop(reply.send(Err(error)));
             }
-            None => self.search(Wanted::Import(name, reply)),
+            None => self.search(Wanted::Import(params, reply)),
         }
     }
 
@@ -223,7 +228,7 @@ impl Control {
     }
 
     /// Looks at every block device that nobody has.
-    fn search(&mut self, wanted: Wanted) {
+    pub(super) fn search(&mut self, wanted: Wanted) {
         let free = self.bdevs.iter().filter(|(bdev, holder)| {
             holder.is_none() && !bdev.name().contains('/') && bdev.health() == Health::Live
         });
@@ -249,7 +254,9 @@ impl Control {
 
     fn fail_search(&mut self, wanted: Wanted, error: RpcError) {
         match wanted {
-            Wanted::List(reply) | Wanted::Import(_, reply) => drop(reply.send(Err(error))),
+            Wanted::List(reply) | Wanted::Import(_, reply) | Wanted::Check(_, reply) => {
+                drop(reply.send(Err(error)));
+            }
             Wanted::Saved => {
                 for name in self.closed_pools() {
                     self.note_pool_down(&name, &error.message);
@@ -299,6 +306,10 @@ impl Control {
                     Some(labels) => self.finish_search(work, labels),
                     None => self.pools.works.push(work),
                 },
+                What::Check(job, _) => match job.poll() {
+                    Some(checked) => self.finish_check(work, checked),
+                    None => self.pools.works.push(work),
+                },
                 What::Open(job, ..) => match job.poll() {
                     Some(lanes) => self.finish_open(work, lanes),
                     None => self.pools.works.push(work),
@@ -338,8 +349,12 @@ impl Control {
                 let found: Vec<FoundPool> = found.into_values().collect();
                 let _ = reply.send(Ok(json!(found)));
             }
-            Wanted::Import(name, reply) => match choose(&found, &name) {
-                Ok(found) => self.open_pool(found, Some(reply)),
+            Wanted::Import(params, reply) => match choose(&found, &params.name) {
+                Ok(found) => self.open_pool(found, params.force, Some(reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Wanted::Check(params, reply) => match choose(&found, &params.name) {
+                Ok(found) => self.start_check(found, params.repair, reply),
                 Err(error) => drop(reply.send(Err(error))),
             },
             Wanted::Saved => {
@@ -348,7 +363,7 @@ impl Control {
                         continue;
                     }
                     match complete(found.get(&saved.uuid), &saved) {
-                        Ok(found) => self.open_pool(found, None),
+                        Ok(found) => self.open_pool(found, false, None),
                         Err(reason) => self.note_pool_down(&saved.name, &reason),
                     }
                 }
@@ -371,14 +386,14 @@ impl Control {
         }
     }
 
-    fn open_pool(&mut self, found: FoundPool, reply: Option<Reply>) {
+    fn open_pool(&mut self, found: FoundPool, force: bool, reply: Option<Reply>) {
         let FoundPool { name, bdevs, .. } = found;
         let cores = self.cores.len();
         match self.check_pool_place(&name).and_then(|()| self.prepare(&name, &bdevs)) {
             Ok((devices, memory)) => {
                 let job = Job::start(move || {
                     let buffers = dma::Pool::over(memory, POOL_BLOCK_BYTES);
-                    open(&devices, cores, buffers)
+                    open(&devices, cores, buffers, force)
                 });
                 self.pools.works.push(Work { memory, bdevs, what: What::Open(job, name, reply) });
             }
@@ -511,8 +526,13 @@ impl OpenPool {
 }
 
 /// Opens a pool; a lane for each core.
-fn open(devices: &[Arc<dyn Bdev>], cores: usize, memory: dma::Pool) -> Result<Vec<Lane>, RpcError> {
-    let options = OpenOptions { lanes: cores, memory, planted: None };
+fn open(
+    devices: &[Arc<dyn Bdev>],
+    cores: usize,
+    memory: dma::Pool,
+    force: bool,
+) -> Result<Vec<Lane>, RpcError> {
+    let options = OpenOptions { lanes: cores, memory, force, planted: None };
     volume::pool::open(devices, options).map_err(pool_error)
 }
 
@@ -581,7 +601,14 @@ pub(super) fn pool_error(error: PoolError) -> RpcError {
     match error {
         PoolError::NotEmpty { .. } | PoolError::Member { .. } => {
             let error = RpcError::new(ErrorCode::NeedsForce, message);
-            error.with_advice("pool create --force destroys what is there")
+            error.with_advice("--force destroys what is there")
+        }
+        PoolError::DamagedVolumes { pool, .. } => {
+            let error = RpcError::new(ErrorCode::NeedsForce, message);
+            error.with_advice(format!(
+                "forebay pool check {pool} says more; forebay pool import {pool} --force opens the \
+                 others and gives the damaged ones up"
+            ))
         }
         PoolError::Bdev(error) => bdev_error(error),
         PoolError::Device { .. } | PoolError::Journal { .. } => {

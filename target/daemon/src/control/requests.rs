@@ -35,14 +35,14 @@ impl Control {
             Call::Stats(_) => return self.collect_stats(Wanted::Stats(reply)),
             Call::ConnectionList(_) => return self.collect_stats(Wanted::Connections(reply)),
             Call::PoolCreate(params) => return self.create_pool(params, reply),
-            Call::PoolImport(params) => return self.import_pool(params.name, reply),
+            Call::PoolImport(params) => return self.import_pool(params, reply),
             Call::PoolScan(_) => return self.scan_pools(reply),
             Call::PoolExport(params) => return self.export_pool(&params.name, reply),
             Call::PoolAdd(params) => return self.add_to_pool(params, reply),
             Call::PoolGrow(params) => return self.grow_pool(&params.name, reply),
             Call::PoolRemove(params) => return self.remove_from_pool(params, reply),
             Call::PoolDestroy(params) => return self.destroy_pool(&params, reply),
-            Call::PoolCheck(params) => return self.check_pool(&params.name, reply),
+            Call::PoolCheck(params) => return self.check_pool(params, reply),
             Call::PoolList(_) => return self.ask_pools(None, Question::Pools, reply),
             Call::PoolShow(api::PoolName { name }) => {
                 return self.ask_pools(Some(&name.clone()), Question::Pool(name), reply);

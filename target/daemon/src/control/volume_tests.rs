@@ -323,6 +323,68 @@ async fn a_volume_is_reserved_and_what_does_not_fit_is_refused_with_the_amount()
     assert_eq!((&info["reserved"], &info["kept_bytes"]), (&json!(false), &json!(0)));
 }
 
+/// Changes a byte of each page of a file that says `text`; how many there were.
+fn spoil(path: &Path, text: &str) -> usize {
+    let mut bytes = std::fs::read(path).unwrap();
+    let says = |page: &&mut [u8]| page.windows(text.len()).any(|part| part == text.as_bytes());
+    let pages: Vec<&mut [u8]> = bytes.chunks_mut(4096).filter(says).collect();
+    let count = pages.len();
+    pages.into_iter().for_each(|page| page[40] ^= 1);
+    std::fs::write(path, bytes).unwrap();
+    count
+}
+
+#[tokio::test]
+async fn a_pool_that_is_not_open_is_checked_and_a_damaged_volume_is_given_up_only_by_force() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::start(directory.path()).await;
+    let file = directory.path().join("disk");
+    world.make("file", "f", Some(&file)).await;
+    world.ask("pool.create", json!({"name": "tank", "bdevs": ["f"]})).await.unwrap();
+    for name in ["tank/a", "tank/b"] {
+        let params = json!({"volume": name, "size_bytes": 1 << 20, "description": name});
+        world.ask("volume.create", params).await.unwrap();
+    }
+    let (named, check) = (json!({"name": "tank"}), json!({"name": "tank", "repair": true}));
+    assert_eq!(world.refusal("pool.check", check.clone()).await.code, ErrorCode::InUse);
+    world.ask("pool.export", named.clone()).await.unwrap();
+    let report = world.ask("pool.check", check.clone()).await.unwrap();
+    assert_eq!((&report["faults"], &report["open"]), (&json!([]), &json!(false)));
+    world.ask("bdev.delete", json!({"name": "f"})).await.unwrap();
+    // One of the two copies of the catalog.
+    let mut bytes = std::fs::read(&file).unwrap();
+    let labels = [0, 4096, 32768, 36864].map(|at| &bytes[at..at + 4096]);
+    let labels = labels.map(|label| volume::format::Superblock::decode(label).unwrap());
+    let newest = labels.into_iter().max_by_key(|label| label.generation).unwrap();
+    bytes[newest.catalog[0].page as usize * 4096 + 20] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    world.make("file", "f", Some(&file)).await;
+    let report = world.ask("pool.check", named.clone()).await.unwrap();
+    assert_eq!(
+        (&report["faults"][0]["repairable"], &report["repaired"]),
+        (&json!(true), &json!(false))
+    );
+    let report = world.ask("pool.check", check.clone()).await.unwrap();
+    assert_eq!(report["repaired"], json!(true));
+    let report = world.ask("pool.check", named.clone()).await.unwrap();
+    assert_eq!((&report["faults"], &report["notes"]), (&json!([]), &json!([])));
+    world.ask("bdev.delete", json!({"name": "f"})).await.unwrap();
+    assert!(spoil(&file, "\"description\":\"tank/b\"") > 0);
+    world.make("file", "f", Some(&file)).await;
+    let report = world.ask("pool.check", named.clone()).await.unwrap();
+    assert_eq!(report["faults"][0]["volumes"], json!(["tank/b"]), "{report}");
+    assert_eq!(world.refusal("pool.check", check).await.code, ErrorCode::NeedsForce);
+    let error = world.refusal("pool.import", named).await;
+    assert_eq!(error.code, ErrorCode::NeedsForce);
+    assert!(error.message.contains("b ("), "{error}");
+    let info = world.ask("pool.import", json!({"name": "tank", "force": true})).await.unwrap();
+    assert_eq!((&info["volumes"], &info["damaged"][0]["name"]), (&json!(1), &json!("tank/b")));
+    assert_eq!(world.names().await, ["tank/a"]);
+    world.ask("volume.delete", json!({"volume": "tank/b"})).await.unwrap();
+    assert_eq!(world.pool().await.damaged, []);
+    world.end().await;
+}
+
 #[tokio::test]
 async fn volumes_snapshots_and_clones_by_name() {
     let directory = tempfile::tempdir().unwrap();
@@ -340,7 +402,8 @@ async fn volumes_snapshots_and_clones_by_name() {
     let diff = json!({"from": "tank/a.s", "to": "tank/a"});
     let diff = world.ask("snapshot.diff", diff).await.unwrap();
     assert_eq!(diff, json!({"extents": [], "next": null}));
-    assert_eq!(world.ask("pool.check", json!({"name": "tank"})).await.unwrap(), json!([]));
+    let report = world.ask("pool.check", json!({"name": "tank"})).await.unwrap();
+    assert_eq!((&report["faults"], &report["open"]), (&json!([]), &json!(true)));
     let of_a = world.ask("snapshot.list", json!({"volume": "tank/a"})).await.unwrap();
     assert_eq!((of_a.as_array().unwrap().len(), &of_a[0]["name"]), (1, &json!("tank/a.s")));
     let params = json!({"snapshot": "tank/a.s", "name": "c", "read_only": true});

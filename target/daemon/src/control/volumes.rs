@@ -69,6 +69,7 @@ pub(super) enum Change {
     Described,
     Resized(String),
     Deleted(String),
+    DamagedDeleted(String),
     Renamed(String),
     RolledBack(String),
 }
@@ -176,7 +177,9 @@ impl Control {
                 let answer = rolled.map(|info| json!(self.volume_info(pool, info)));
                 self.serve_again(&volume, reply, Ok(json!(answer)));
             }
-            (Then::Tell(reply), Answer::Faults(faults)) => drop(reply.send(Ok(json!(faults)))),
+            (Then::Tell(reply), Answer::Faults(faults)) => {
+                let _ = reply.send(Ok(json!(self.report_open(pool, faults))));
+            }
             (Then::Tell(reply), Answer::Extents(extents, next)) => {
                 let extents = extents.into_iter();
                 let extents = extents.map(|(start, bytes)| Extent { start, bytes }).collect();
@@ -222,7 +225,10 @@ impl Control {
                     self.bdevs.release(&volume);
                     let _ = reply.send(Err(error));
                 }
-                Change::Made { .. } | Change::Described | Change::Resized(_) => {
+                Change::Made { .. }
+                | Change::Described
+                | Change::Resized(_)
+                | Change::DamagedDeleted(_) => {
                     let _ = reply.send(Err(error));
                 }
             },
@@ -246,6 +252,11 @@ impl Control {
             Change::Deleted(volume) | Change::Renamed(volume) => {
                 self.bdevs.release(volume);
                 self.forget_volume(volume);
+            }
+            Change::DamagedDeleted(name) => {
+                if let Some(open) = self.pools.open.get_mut(pool) {
+                    open.damaged.retain(|(damaged, _)| damaged != name);
+                }
             }
             Change::Made { .. } | Change::Described | Change::Resized(_) => {}
         }
@@ -357,6 +368,13 @@ impl Control {
     }
 
     fn delete_volume(&mut self, volume: &str, kind: VolumeKind, reply: Reply) {
+        let (pool, name) = split(volume);
+        let damaged = self.pools.open.get(pool).map(|open| open.damaged.iter());
+        if damaged.is_some_and(|mut damaged| damaged.any(|(other, _)| other == name)) {
+            // Nobody can have it, whatever it was.
+            let call = Call::Delete(name.to_owned());
+            return self.change(pool, call, Change::DamagedDeleted(name.to_owned()), reply);
+        }
         let checked = self.find_volume(volume, Some(kind));
         match checked.and_then(|()| self.claim_volume(volume, "a deletion")) {
             Ok(()) => {
@@ -417,13 +435,6 @@ impl Control {
         let call = Call::Diff { from, to: to.to_owned(), start: params.start };
         match self.pools.is_serving(pool) {
             true => self.ask_pool(pool, call, Then::Tell(reply)),
-            false => drop(reply.send(Err(self.unknown_pool(pool)))),
-        }
-    }
-
-    pub(super) fn check_pool(&mut self, pool: &str, reply: Reply) {
-        match self.pools.is_serving(pool) {
-            true => self.ask_pool(pool, Call::Check, Then::Tell(reply)),
             false => drop(reply.send(Err(self.unknown_pool(pool)))),
         }
     }

@@ -65,7 +65,7 @@ impl Rig {
     /// Opens a pool.
     pub fn open(&self, bdevs: &[Arc<dyn Bdev>]) -> anyhow::Result<Pool> {
         let memory = Memory::new(self.arena, 4 << 20, 1 << 20)?;
-        let options = OpenOptions { lanes: 1, memory, planted: None };
+        let options = OpenOptions { lanes: 1, memory, force: false, planted: None };
         let lane = pool::open(bdevs, options)?.pop().context("no lane")?;
         Ok(Pool { lane, open: Vec::new() })
     }

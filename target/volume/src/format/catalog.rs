@@ -19,6 +19,8 @@ use crate::limits::{
 };
 
 const MAGIC: [u8; 8] = *b"FBCATLOG";
+/// A bit of an entry's flags.
+const GIVEN_UP: u8 = 1;
 
 /// All volumes and snapshots of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -36,6 +38,8 @@ pub struct CatalogEntry {
     pub name: String,
     /// Where its descriptor is.
     pub descriptor: Extent,
+    /// It was damaged, and others may have its space since: it is never opened again.
+    pub given_up: bool,
 }
 
 impl Catalog {
@@ -51,7 +55,8 @@ impl Catalog {
             let raw = EntryRaw {
                 id: U32::new(entry.id),
                 name_bytes,
-                zero: [0; 3],
+                flags: if entry.given_up { GIVEN_UP } else { 0 },
+                zero: [0; 2],
                 descriptor: entry.descriptor.to_raw(),
                 name,
             };
@@ -218,7 +223,8 @@ struct HeaderRaw {
 struct EntryRaw {
     id: U32,
     name_bytes: u8,
-    zero: [u8; 3],
+    flags: u8,
+    zero: [u8; 2],
     descriptor: ExtentRaw,
     name: [u8; MAX_NAME_BYTES + 1],
 }
@@ -236,6 +242,7 @@ impl EntryRaw {
         }
         let name_at = at + offset_of!(EntryRaw, name);
         let name = decode_name(part, name_at, &self.name, self.name_bytes)?;
-        Ok(CatalogEntry { id: self.id.get(), name, descriptor })
+        let given_up = self.flags & GIVEN_UP != 0;
+        Ok(CatalogEntry { id: self.id.get(), name, descriptor, given_up })
     }
 }

@@ -518,7 +518,7 @@ fn an_extent_stays_on_one_device_and_off_its_superblocks() {
 #[test]
 fn a_number_is_in_a_catalog_once() {
     let descriptor = Extent { page: 16, pages: 1, crc: 5 };
-    let entry = |id| CatalogEntry { id, name: "twin".into(), descriptor };
+    let entry = |id| CatalogEntry { id, name: "twin".into(), descriptor, given_up: false };
     let mut bytes = Vec::new();
     Catalog { volumes: vec![entry(1), entry(2), entry(1)] }.encode(&mut bytes);
     let refused = Catalog::decode(&bytes);
@@ -658,7 +658,12 @@ proptest! {
         volumes in prop::collection::btree_map(any::<u32>(), (name(), extent(16)), 0..200),
     ) {
         let volumes = volumes.into_iter();
-        let volumes = volumes.map(|(id, (name, descriptor))| CatalogEntry { id, name, descriptor });
+        let volumes = volumes.map(|(id, (name, descriptor))| CatalogEntry {
+            id,
+            name,
+            descriptor,
+            given_up: id % 2 == 0,
+        });
         let catalog = Catalog { volumes: volumes.collect() };
         let mut bytes = Vec::new();
         catalog.encode(&mut bytes);

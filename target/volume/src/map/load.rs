@@ -73,15 +73,19 @@ impl Tree {
 
     /// Whether all of a tree was read.
     pub fn is_whole(&self, root: Root) -> bool {
-        self.lost.is_empty()
-            || self.lost.iter().all(|lost| match lost {
-                NodeRef::Root(lost) => *lost != root,
-                NodeRef::Dir(lost) => self.directories_of(root).all(|dir| dir != *lost),
-                NodeRef::Leaf(lost) => self
-                    .directories_of(root)
-                    .flat_map(|dir| self.leaves_of(dir))
-                    .all(|leaf| leaf != *lost),
-            })
+        !self.lost.iter().any(|lost| self.reaches(root, *lost))
+    }
+
+    /// Whether a tree has a node.
+    pub fn reaches(&self, root: Root, node: NodeRef) -> bool {
+        let mut directories = self.directories_of(root);
+        match node {
+            NodeRef::Root(node) => node == root,
+            NodeRef::Dir(node) => directories.any(|dir| dir == node),
+            NodeRef::Leaf(node) => {
+                directories.flat_map(|dir| self.leaves_of(dir)).any(|leaf| leaf == node)
+            }
+        }
     }
 
     /// All was read that can be.

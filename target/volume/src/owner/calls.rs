@@ -414,8 +414,14 @@ impl Owner {
                 self.commit_change(id, &Change::Create { descriptor }, vec![], made)?;
             }
             Call::Delete(name) => {
-                let volume = self.find(name)?;
-                self.check_unused(volume)?;
+                let damaged = self.damaged.iter().find(|d| !d.deleted && d.entry.name == *name);
+                let volume = match damaged {
+                    Some(damaged) => damaged.entry.id,
+                    None => self.find(name)?,
+                };
+                if damaged.is_none() {
+                    self.check_unused(volume)?;
+                }
                 self.commit_change(id, &Change::Delete { id: volume }, vec![volume], vec![])?;
             }
             Call::Snapshot(members) => return self.begin_snapshot(id, members),
@@ -731,7 +737,8 @@ impl Owner {
             let reason = format!("the pool has {MAX_VOLUMES} volumes and snapshots already");
             return Err(VolumeError::Invalid { reason });
         }
-        let damaged = self.damaged.iter().any(|damaged| damaged.entry.name == name);
+        let mut damaged = self.damaged.iter().filter(|damaged| !damaged.deleted);
+        let damaged = damaged.any(|damaged| damaged.entry.name == name);
         match self.find(name) {
             Err(_) if damaged => Err(VolumeError::Exists { name: name.to_owned() }),
             Ok(_) => Err(VolumeError::Exists { name: name.to_owned() }),

@@ -128,7 +128,11 @@ impl Owner {
     }
 
     fn delete(&mut self, id: u32, sequence: u64) {
-        let Some(mut volume) = self.volumes.remove(&id) else { return };
+        let Some(mut volume) = self.volumes.remove(&id) else {
+            // A damaged one keeps what is known of it until the pool is opened again.
+            let damaged = self.damaged.iter_mut().filter(|damaged| damaged.entry.id == id);
+            return damaged.for_each(|damaged| damaged.deleted = true);
+        };
         volume.handle.closed.store(true, Ordering::Release);
         self.space.close_run(&mut volume.run);
         self.releases.add_item(sequence, Item::Map(Release::Root(volume.root())));

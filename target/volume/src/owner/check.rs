@@ -11,6 +11,15 @@ impl Owner {
     /// What is wrong, each with where; nothing is changed. To be called when no checkpoint is
     /// going.
     pub(super) fn check(&self) -> Vec<String> {
+        let mut found = self.check_counts();
+        for damaged in self.damaged.iter().filter(|damaged| !damaged.deleted) {
+            found.push(format!("{}: {}", damaged.entry.name, damaged.why));
+        }
+        found
+    }
+
+    /// Counts, and pages that are in use.
+    pub(super) fn check_counts(&self) -> Vec<String> {
         let volumes = self.volumes.values().map(|volume| volume.root());
         let damaged = self.damaged.iter().filter_map(|damaged| damaged.root);
         let roots: Vec<u32> = volumes.chain(damaged).collect();
@@ -18,9 +27,6 @@ impl Owner {
         let pending: Vec<_> = pending.chain(self.held_copies()).collect();
         let faults = self.tree.check(&roots, &pending, &self.space);
         let mut found: Vec<String> = faults.iter().map(describe).collect();
-        for damaged in &self.damaged {
-            found.push(format!("{}: {}", damaged.entry.name, damaged.why));
-        }
         self.check_pages(&mut found);
         found
     }

@@ -232,16 +232,15 @@ impl Owner {
                 frozen.extent = extent;
             }
             let VolumeDescriptor { id, name, .. } = frozen.descriptor;
-            let entry = CatalogEntry { id, name, descriptor: frozen.extent };
+            let entry = CatalogEntry { id, name, descriptor: frozen.extent, given_up: false };
             self.checkpoint.catalog.volumes.push(entry);
         }
     }
 
     fn write_catalog(&mut self) {
         let mut bytes = Vec::new();
-        for damaged in &self.damaged {
-            self.checkpoint.catalog.volumes.push(damaged.entry.clone());
-        }
+        let kept = self.damaged.iter().filter(|damaged| !damaged.deleted);
+        self.checkpoint.catalog.volumes.extend(kept.map(|damaged| damaged.entry.clone()));
         self.checkpoint.catalog.encode(&mut bytes);
         let pages = (bytes.len() / PAGE_BYTES) as u32;
         let Some(first) = self.space.take_pages(pages) else {
@@ -264,7 +263,7 @@ impl Owner {
     /// There is no room for the catalog at the moment; it is made anew in the next turn.
     fn wait_for_catalog(&mut self) {
         self.checkpoint.lacks_pages = true;
-        let damaged = self.damaged.len();
+        let damaged = self.damaged.iter().filter(|damaged| !damaged.deleted).count();
         let volumes = &mut self.checkpoint.catalog.volumes;
         volumes.truncate(volumes.len() - damaged);
     }

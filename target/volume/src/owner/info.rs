@@ -225,6 +225,7 @@ impl Owner {
     }
 
     pub(super) fn pool_info(&self) -> PoolInfo {
+        let damaged = self.damaged.iter().filter(|damaged| !damaged.deleted);
         PoolInfo {
             name: self.superblock.name.clone(),
             uuid: self.superblock.pool,
@@ -235,7 +236,7 @@ impl Owner {
             releasing_bytes: self.releases.len() as u64 * u64::from(CLUSTER_BYTES),
             journal: self.journal.usage(),
             volumes: self.volumes.len(),
-            damaged: self.damaged.iter().map(|d| (d.entry.name.clone(), d.why.clone())).collect(),
+            damaged: damaged.map(|d| (d.entry.name.clone(), d.why.clone())).collect(),
             broken: self.journal.is_broken(),
             devices: self.device_infos(),
             removal: self.removal_info(),

@@ -8,18 +8,25 @@ use super::{Damaged, Owner};
 use crate::devices::Place;
 use crate::format::{Catalog, CatalogEntry, Extent, PAGE_BYTES, Part, VolumeDescriptor};
 use crate::limits::{CLUSTER_BLOCKS, MAX_CATALOG_PAGES};
-use crate::map::Root;
+use crate::map::{NodeRef, Root};
 use crate::pool::PoolError;
 use crate::wait::SyncDevice;
+
+/// Of a volume that was damaged when the pool was opened all the same.
+const GIVEN_UP: &str = "it was damaged and given up when the pool was imported by --force";
 
 pub(super) struct Loader<'a> {
     devices: &'a mut [Option<SyncDevice>],
     io: &'a DmaBuffer,
+    /// Copies that do not verify, where another does.
+    pub(super) bad_copies: Vec<String>,
+    /// Nodes that could not be read, and why.
+    pub(super) lost: Vec<(NodeRef, String)>,
 }
 
 impl<'a> Loader<'a> {
     pub(super) fn new(devices: &'a mut [Option<SyncDevice>], io: &'a DmaBuffer) -> Self {
-        Self { devices, io }
+        Self { devices, io, bad_copies: Vec::new(), lost: Vec::new() }
     }
 
     /// Fills an empty owner with what the checkpoint has.
@@ -28,6 +35,11 @@ impl<'a> Loader<'a> {
         let mut found = Vec::with_capacity(catalog.volumes.len());
         for entry in catalog.volumes {
             let descriptor = self.read_descriptor(owner, &entry);
+            let descriptor = match entry.given_up {
+                // It may be readable now; but others may have its space since.
+                true => Err(GIVEN_UP.to_owned()),
+                false => descriptor,
+            };
             let root = match &descriptor {
                 Ok(descriptor) => Some(owner.tree.load_root(descriptor.root)),
                 Err(_) => None,
@@ -55,23 +67,27 @@ impl<'a> Loader<'a> {
         if superblock.catalog.iter().all(Extent::is_absent) {
             return Ok(Catalog::default());
         }
-        let mut reason = String::new();
-        for extent in superblock.catalog {
-            match self.read_extent(owner, extent, MAX_CATALOG_PAGES, Part::Catalog) {
-                Ok(bytes) => match Catalog::decode(&bytes) {
-                    Ok(catalog) => {
-                        for extent in owner.superblock.catalog {
-                            owner.space.mark_pages(extent.page, extent.pages);
-                        }
-                        return Ok(catalog);
-                    }
-                    Err(error) => reason = error.to_string(),
-                },
-                Err(why) => reason = why,
+        let mut good = None;
+        for (copy, extent) in superblock.catalog.into_iter().enumerate() {
+            let bytes = self.read_extent(owner, extent, MAX_CATALOG_PAGES, Part::Catalog);
+            let decode = |bytes: Vec<u8>| Catalog::decode(&bytes).map_err(|e| e.to_string());
+            match bytes.and_then(decode) {
+                Ok(catalog) => good = good.or(Some(catalog)),
+                Err(why) => {
+                    tracing::error!(copy, why, "a copy of the catalog is damaged");
+                    self.bad_copies.push(format!("copy {copy} of the catalog: {why}"));
+                }
             }
         }
-        let pool = owner.superblock.name.clone();
-        Err(PoolError::Damaged { pool, reason: format!("both copies of the catalog: {reason}") })
+        let Some(catalog) = good else {
+            let (pool, reason) = (owner.superblock.name.clone(), self.bad_copies.join("; "));
+            self.bad_copies.clear();
+            return Err(PoolError::Damaged { pool, reason });
+        };
+        for extent in owner.superblock.catalog {
+            owner.space.mark_pages(extent.page, extent.pages);
+        }
+        Ok(catalog)
     }
 
     fn read_descriptor(
@@ -111,6 +127,7 @@ impl<'a> Loader<'a> {
             if let Err(why) = loaded {
                 tracing::error!(?node, page = extent.page, why, "a node of a map is lost");
                 owner.tree.lost(node);
+                self.lost.push((node, format!("page {} of its map: {why}", extent.page)));
             }
         }
         owner.tree.end_load();
@@ -159,6 +176,6 @@ impl Owner {
 
     pub(super) fn add_damaged(&mut self, entry: CatalogEntry, why: String, root: Option<Root>) {
         tracing::error!(volume = entry.name, why, "a volume is damaged and stays closed");
-        self.damaged.push(Damaged { entry, why, root });
+        self.damaged.push(Damaged { entry, why, root, deleted: false });
     }
 }

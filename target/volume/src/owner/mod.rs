@@ -11,6 +11,7 @@ mod closing;
 mod devices;
 mod evacuate;
 mod info;
+pub(crate) mod inspect;
 mod journal;
 mod load;
 mod planted;
@@ -83,6 +84,8 @@ pub(crate) struct Damaged {
     pub why: String,
     /// What could be read of its map; its clusters are not given to others.
     pub root: Option<Root>,
+    /// Somebody has deleted it. What it has is free when the pool is opened next.
+    pub deleted: bool,
 }
 
 /// See the module.
@@ -271,6 +274,7 @@ impl Owner {
             || self.closing.has_work()
             || self.is_checkpointing()
             || self.calls.has_work()
+            || self.covers.is_busy()
             || self.freezing.is_some()
             || !matches!(self.changing, devices::Devices::Still)
             || !self.settling.is_empty()

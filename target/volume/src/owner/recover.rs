@@ -27,7 +27,7 @@ use crate::limits::{
 };
 use crate::map::{At, Map, Release, Root, Tree};
 use crate::pieces::Pieces;
-use crate::pool::{PoolError, newer, read_label};
+use crate::pool::{PoolError, Volumes, newer, read_label};
 use crate::shared::Shared;
 use crate::space::Space;
 use crate::wait::{SyncDevice, buffer};
@@ -39,6 +39,9 @@ pub struct OpenOptions {
     /// The owner's buffers, for the journal and checkpoints: at least 4 MiB, in blocks of 64 KiB at
     /// least.
     pub memory: Memory,
+    /// Although a volume is damaged. What cannot be read of it may be written over from then on,
+    /// and it stays closed for good.
+    pub force: bool,
     /// A bug, for the simulator. Without debug assertions it is none.
     pub planted: Option<Planted>,
 }
@@ -47,19 +50,21 @@ pub struct OpenOptions {
 /// owner's.
 ///
 /// # Errors
-/// A device is missing, foreign, or does not work; or what all volumes need is damaged. A volume
-/// that is damaged is no error: it stays closed, and [`Call::Info`] names it.
+/// A device is missing, foreign, or does not work; or what all volumes need is damaged. So is it
+/// when a volume is damaged, unless that is forced: it stays closed then, and [`Call::Info`] names
+/// it.
 pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, PoolError> {
-    let OpenOptions { lanes, mut memory, planted } = options;
+    let OpenOptions { lanes, mut memory, force, planted } = options;
     let io = buffer(&mut memory)?;
     let (superblock, order, mut devices) = find_devices(bdevs, &io)?;
     let bugs = Bugs::new(planted);
     let shared = Arc::new(Shared::new(Arc::new(Map::new()), lanes));
-    let name = |at: &Option<usize>| at.map_or(String::new(), |at| bdevs[at].name().to_owned());
-    let names = order.iter().map(name).collect();
-    let mut owner = Owner::empty(Arc::clone(&shared), superblock, names, memory, bugs)?;
+    let mut owner = Owner::empty(Arc::clone(&shared), superblock, memory, bugs)?;
+    for (name, at) in owner.names.iter_mut().zip(&order) {
+        *name = at.map_or(String::new(), |at| bdevs[at].name().to_owned());
+    }
     let mut recovery = Recovery { owner: &mut owner, devices: &mut devices, io: &io };
-    recovery.run()?;
+    recovery.run(force)?;
     drop(devices);
     owner.memory.free(io);
     let mut made = Vec::with_capacity(lanes);
@@ -75,14 +80,15 @@ pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, 
         }
         made.push(Lane::new(core, Arc::clone(&shared), channels, owner.take()));
     }
-    first_checkpoint(&mut made[0])?;
+    // Nothing is served before this: it begins a new incarnation, so that no block of the old
+    // journal is ever taken for one of the new.
+    checkpoint(&mut made[0], Call::Checkpoint)?;
     Ok(made)
 }
 
-/// Nothing is served before this: it begins a new incarnation, so that no block of the old journal
-/// is ever taken for one of the new.
-fn first_checkpoint(lane: &mut Lane) -> Result<(), PoolError> {
-    lane.call(0, Call::Checkpoint, 0);
+/// Waits for a checkpoint, which this call asks for.
+pub(super) fn checkpoint(lane: &mut Lane, call: Call) -> Result<(), PoolError> {
+    lane.call(0, call, 0);
     let mut done = Vec::new();
     loop {
         lane.poll(Instant::now(), &mut done);
@@ -90,7 +96,7 @@ fn first_checkpoint(lane: &mut Lane) -> Result<(), PoolError> {
             return Ok(());
         }
         if let Some(pool) = lane.broken_pool() {
-            let reason = "the first checkpoint cannot be written".to_owned();
+            let reason = "a checkpoint cannot be written".to_owned();
             return Err(PoolError::Damaged { pool, reason });
         }
         if lane.lacks_pages() {
@@ -150,10 +156,9 @@ pub(crate) fn find_devices(bdevs: &[Arc<dyn Bdev>], io: &DmaBuffer) -> Result<Fo
 }
 
 impl Owner {
-    fn empty(
+    pub(super) fn empty(
         shared: Arc<Shared>,
         superblock: Superblock,
-        names: Vec<String>,
         mut memory: Memory,
         bugs: Bugs,
     ) -> Result<Self, PoolError> {
@@ -182,7 +187,7 @@ impl Owner {
             epoch: OwnerEpoch::new(),
             checkpoint: Checkpoint::default(),
             superblock,
-            names,
+            names: vec![String::new(); MAX_DEVICES],
             changing: Default::default(),
             removal_call: None,
             removal: None,
@@ -234,17 +239,18 @@ fn empty_space(superblock: &Superblock) -> Space {
 type Page = [u8; PAGE_BYTES];
 
 /// Brings an empty owner to where the pool was.
-struct Recovery<'a> {
-    owner: &'a mut Owner,
-    devices: &'a mut [Option<SyncDevice>],
-    io: &'a DmaBuffer,
+pub(super) struct Recovery<'a> {
+    pub(super) owner: &'a mut Owner,
+    pub(super) devices: &'a mut [Option<SyncDevice>],
+    pub(super) io: &'a DmaBuffer,
 }
 
 impl Recovery<'_> {
-    fn run(&mut self) -> Result<(), PoolError> {
+    fn run(&mut self, force: bool) -> Result<(), PoolError> {
         let mut loader = Loader::new(self.devices, self.io);
         loader.load(self.owner)?;
         self.owner.count();
+        self.owner.give_up_damaged(force)?;
         let (blocks, closed_up_to) = self.read_journal()?;
         self.replay(&blocks, closed_up_to)?;
         // What was read may be in a volatile cache: it must not be lost after something has been
@@ -261,7 +267,7 @@ impl Recovery<'_> {
     /// The blocks from where the checkpoint ends, in order, without a gap; and up to where records
     /// are closed. Behind a gap no record counts, but a mark does: it was durable when it was
     /// acted upon, whatever became of the blocks before it.
-    fn read_journal(&mut self) -> Result<(Vec<Page>, u64), PoolError> {
+    pub(super) fn read_journal(&mut self) -> Result<(Vec<Page>, u64), PoolError> {
         let superblock = self.owner.superblock.clone();
         let limit = superblock.journal.iter().map(|area| area.blocks).min().unwrap_or(0);
         let mut windows = [Window::default(), Window::default()];
@@ -288,7 +294,7 @@ impl Recovery<'_> {
         Ok((blocks, closed_up_to))
     }
 
-    fn replay(&mut self, blocks: &[Page], closed_up_to: u64) -> Result<(), PoolError> {
+    pub(super) fn replay(&mut self, blocks: &[Page], closed_up_to: u64) -> Result<(), PoolError> {
         let (pool, incarnation) = (self.owner.superblock.pool, self.owner.superblock.incarnation);
         let name = self.owner.superblock.name.clone();
         let mut cancelled = HashSet::new();
@@ -389,7 +395,7 @@ impl Recovery<'_> {
 
     /// Frees what replay let go, and begins a new incarnation. Nobody reads yet, so that needs no
     /// waiting; pages stay, because the checkpoint on the devices has them.
-    fn settle(&mut self, blocks: u64) {
+    pub(super) fn settle(&mut self, blocks: u64) {
         let owner = &mut *self.owner;
         let mut released = Vec::new();
         for item in owner.releases.drain() {
@@ -415,8 +421,27 @@ impl Recovery<'_> {
 }
 
 impl Owner {
+    /// Nothing is written while a volume is damaged of which nobody has said that it may be lost:
+    /// what cannot be read of its map does not say which clusters are its own, so they look free.
+    fn give_up_damaged(&mut self, force: bool) -> Result<(), PoolError> {
+        let new = self.damaged.iter_mut().filter(|damaged| !damaged.entry.given_up);
+        if force {
+            new.for_each(|damaged| damaged.entry.given_up = true);
+            return Ok(());
+        }
+        let volumes: Vec<(String, String)> =
+            new.map(|damaged| (damaged.entry.name.clone(), damaged.why.clone())).collect();
+        match volumes.is_empty() {
+            true => Ok(()),
+            false => {
+                let pool = self.superblock.name.clone();
+                Err(PoolError::DamagedVolumes { pool, volumes: Volumes(volumes) })
+            }
+        }
+    }
+
     /// Counts what the loaded maps hold.
-    fn count(&mut self) {
+    pub(super) fn count(&mut self) {
         let roots = self.volumes.values().map(|volume| match volume.handle.read_only() {
             true => (volume.root(), 0),
             false => volume.tree(),
@@ -430,7 +455,7 @@ impl Owner {
         for id in lost {
             let Some(volume) = self.volumes.remove(&id) else { continue };
             let VolumeDescriptor { id, name, .. } = volume.descriptor.clone();
-            let entry = CatalogEntry { id, name, descriptor: volume.extent };
+            let entry = CatalogEntry { id, name, descriptor: volume.extent, given_up: false };
             let why = "its map names a page of metadata".to_owned();
             self.add_damaged(entry, why, Some(volume.root()));
         }

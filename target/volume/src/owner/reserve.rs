@@ -40,7 +40,8 @@ pub(crate) struct Covers {
 }
 
 impl Covers {
-    fn is_busy(&self) -> bool {
+    /// Whether it is going, or wanted.
+    pub(super) fn is_busy(&self) -> bool {
         self.wanted_after.is_some() || !self.queue.is_empty()
     }
 
@@ -192,7 +193,7 @@ impl Owner {
     /// Covers entries from `from` on that have come to own something, as far as `budget` leaves;
     /// where to go on.
     fn cover_from(&mut self, id: u32, from: u32, budget: usize) -> Option<u32> {
-        let Self { volumes, tree, space, covers, .. } = self;
+        let Self { volumes, tree, space, covers, entries, closing, .. } = self;
         let volume = volumes.get_mut(&id)?;
         let (root, head) = volume.tree();
         let cover = volume.cover.as_mut()?;
@@ -203,7 +204,14 @@ impl Owner {
             }
         });
         for index in covers.found.drain(..) {
-            if tree.adopt_any(At { root, head, index }, space) {
+            let at = At { root, head, index };
+            // One with an open record has its cluster from that: see `Owner::find_place`.
+            let state = entries.get(&(id, index));
+            let covered = match state.and_then(|state| state.open(closing.closed_before)) {
+                Some(_) => tree.own_cluster(at).is_some(),
+                None => tree.adopt_any(at, space),
+            };
+            if covered {
                 cover.set(index);
                 if cover.kept {
                     space.set_promised(space.promised().saturating_sub(1));

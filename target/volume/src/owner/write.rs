@@ -164,7 +164,7 @@ impl Owner {
                 state.waiting.push(id);
                 return Err(Look::Waits);
             }
-            open = state.open_sequence.filter(|open| *open >= self.closing.closed_before);
+            open = state.open(self.closing.closed_before);
         }
         let (entry, leaf_head) = self.shared.map.entry(root, part.entry);
         let mut own = if leaf_head == head { entry.own_mask() & mask } else { 0 };
@@ -303,8 +303,10 @@ impl Owner {
             let volume = self.volumes.get_mut(&volume);
             let taken = volume.and_then(|own| own.take_cluster(at.index, &mut self.space));
             let place = taken.map(|cluster| (cluster, 0)).or_else(|| {
-                // Nothing is left: what has become the entry's alone since will do.
-                let own = self.tree.adopt_any(at, &self.space);
+                // Nothing is left: what has become the entry's alone since will do, once no crash
+                // brings back what its blocks have left.
+                let open = state.open(self.closing.closed_before).is_some();
+                let own = !open && self.tree.adopt_any(at, &self.space);
                 let cluster = own.then(|| self.tree.own_cluster(at)).flatten()?;
                 let (entry, _) = self.shared.map.entry(at.root, at.index);
                 let used = self.shared.map.blocks_in(entry, cluster) | state.pending;
@@ -638,15 +640,24 @@ impl Owner {
     }
 
     /// There is no free cluster: what is being released may bring one, or a write that is on its
-    /// way to the same entry; else the host is told.
+    /// way to the same entry or not closed yet; else the host is told.
     fn wait_for_space(&mut self, id: u32, key: Key, context: &mut Context<'_>) -> Look {
         self.end_epoch(id, context);
+        let closed = self.closing.closed_before;
+        let state = self.entries.get(&key).map(|state| (state.open(closed), state.pending));
+        let (open, pending) = state.unwrap_or_default();
+        if let Some(open) = open {
+            // What has become the entry's alone cannot be used before.
+            self.forget_plan(id);
+            self.closing.want(open + 1);
+            self.wait_closed.push((open + 1, id));
+            return Look::Waits;
+        }
         let releasing =
             !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_frees();
         let waits = releasing || self.removal_yields();
         if !waits || self.bugs.is(Planted::RefusedBeforeReleases) {
-            let state = self.entries.get(&key);
-            if state.is_none_or(|state| state.pending == 0) {
+            if pending == 0 {
                 return Look::Ends(Status::CAPACITY_EXCEEDED);
             }
             self.forget_plan(id);
@@ -698,6 +709,11 @@ impl Write {
 }
 
 impl EntryState {
+    /// Block of its last record, if that is open.
+    pub(crate) fn open(&self, closed_before: u64) -> Option<u64> {
+        self.open_sequence.filter(|sequence| *sequence >= closed_before)
+    }
+
     pub(crate) fn is_busy(&self) -> bool {
         self.pending != 0 || self.open_sequence.is_some() || !self.waiting.is_empty()
     }

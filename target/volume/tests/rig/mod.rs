@@ -1,4 +1,5 @@
 //! A pool on RAM devices with one lane, and I/O that is waited for.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,8 +7,10 @@ use std::time::{Duration, Instant};
 use bdev::{Bdev, Io, Op, RamBdev};
 use dma::{Arena, DmaSpan, Pool};
 use nvme_spec::status::Status;
+use volume::pool::Report;
 use volume::{
-    Call, CreateOptions, CreateVolume, Lane, OpenOptions, Reply, VolumeError, VolumeHandle, pool,
+    Call, CreateOptions, CreateVolume, Lane, OpenOptions, PoolError, Reply, VolumeError,
+    VolumeHandle, pool,
 };
 
 const IO_BYTES: u32 = 4 << 20;
@@ -46,6 +49,12 @@ impl Rig {
         assert!(faults.is_empty(), "{faults:#?}");
     }
 
+    /// Nothing is wrong but that these are damaged.
+    pub fn check_but_for(&mut self, damaged: &[String]) {
+        let Ok(Reply::Faults(faults)) = self.call(Call::Check) else { panic!() };
+        assert_eq!(faults.len(), damaged.len(), "{faults:#?}");
+    }
+
     /// Ends the pool as a process would that is killed, and opens it again.
     pub fn reopen(&mut self) {
         if self.lane.is_some() {
@@ -54,7 +63,7 @@ impl Rig {
         self.lane = None;
         self.open.clear();
         let memory = Pool::new(self.arena, 4 << 20, 1 << 20).unwrap();
-        let options = OpenOptions { lanes: 1, memory, planted: None };
+        let options = OpenOptions { lanes: 1, memory, force: false, planted: None };
         self.lane = pool::open(&self.bdevs, options).unwrap().pop();
         self.check();
     }
@@ -71,16 +80,27 @@ impl Rig {
         image
     }
 
-    /// Puts an image on the first device and opens the pool; false: it does not open.
-    pub fn open_image(&mut self, image: &[u8]) -> bool {
+    /// Puts an image on the first device.
+    pub fn put_image(&mut self, image: &[u8]) {
         self.lane = None;
         self.open.clear();
         for (block, page) in image.chunks(4096).enumerate() {
             self.data.write(0, page);
             self.raw(Op::Write { fua: false }, block as u64);
         }
+    }
+
+    /// Checks the pool, which is not open.
+    pub fn check_closed(&mut self) -> Result<Report, PoolError> {
+        assert!(self.lane.is_none(), "the pool is open");
+        pool::check(&self.bdevs, Pool::new(self.arena, 2 << 20, 1 << 20).unwrap())
+    }
+
+    /// Puts an image on the first device and opens the pool; false: it does not open.
+    pub fn open_image(&mut self, image: &[u8], force: bool) -> bool {
+        self.put_image(image);
         let memory = Pool::new(self.arena, 2 << 20, 1 << 20).unwrap();
-        let options = OpenOptions { lanes: 1, memory, planted: None };
+        let options = OpenOptions { lanes: 1, memory, force, planted: None };
         self.lane = pool::open(&self.bdevs, options).ok().and_then(|mut lanes| lanes.pop());
         self.lane.is_some()
     }
