@@ -40,9 +40,9 @@ pub use rpc::{Id, Request, Response};
 pub use size::{parse_size, show_size};
 pub use socket::{CallError, ControlSocket};
 pub use volumes::{
-    Labels, PoolCheck, PoolCreate, PoolDestroy, PoolImport, PoolName, SnapshotClone,
-    SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName,
-    VolumeRename, VolumeReserve, VolumeResize, VolumeRollback,
+    Labels, PoolAdd, PoolCheck, PoolCreate, PoolDestroy, PoolImport, PoolName, PoolRemove,
+    SnapshotClone, SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel,
+    VolumeList, VolumeName, VolumeRename, VolumeReserve, VolumeResize, VolumeRollback,
 };
 
 /// Where the daemon listens unless told otherwise.

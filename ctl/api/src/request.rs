@@ -11,9 +11,9 @@ use crate::names::{
     check_pool_name, check_size, check_subsystem_nqn, check_volume_name,
 };
 use crate::volumes::{
-    PoolCheck, PoolCreate, PoolDestroy, PoolImport, PoolName, SnapshotClone, SnapshotCreate,
-    SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName, VolumeRename,
-    VolumeReserve, VolumeResize, VolumeRollback,
+    PoolAdd, PoolCheck, PoolCreate, PoolDestroy, PoolImport, PoolName, PoolRemove, SnapshotClone,
+    SnapshotCreate, SnapshotDiff, SnapshotList, VolumeCreate, VolumeLabel, VolumeList, VolumeName,
+    VolumeRename, VolumeReserve, VolumeResize, VolumeRollback,
 };
 
 /// The methods in one table: variant, name, parameters.
@@ -85,6 +85,13 @@ methods! {
     PoolScan(Nothing) = "pool.scan";
     /// Closes a pool that nothing uses. Returns nothing.
     PoolExport(PoolName) = "pool.export";
+    /// Adds block devices to a pool. Returns its `PoolInfo`.
+    PoolAdd(PoolAdd) = "pool.add";
+    /// Uses block devices of a pool that have become larger to their end. Returns its `PoolInfo`.
+    PoolGrow(PoolName) = "pool.grow";
+    /// Begins to remove a block device from a pool, or gives that up. Returns its `PoolInfo`, which
+    /// tells how far that is.
+    PoolRemove(PoolRemove) = "pool.remove";
     /// Destroys a pool that nothing uses: its block devices are free. Returns nothing.
     PoolDestroy(PoolDestroy) = "pool.destroy";
     /// Pools. Returns a list of `PoolInfo`.
@@ -352,7 +359,13 @@ impl Call {
     fn check_volumes(&self) -> Result<(), RpcError> {
         match self {
             Call::PoolCreate(create) => create.check(),
+            Call::PoolAdd(add) => add.check(),
+            Call::PoolRemove(PoolRemove { name, bdev, .. }) => {
+                check_field("name", check_pool_name(name))?;
+                check_field("bdev", check_bdev_name(bdev))
+            }
             Call::PoolImport(PoolImport { name, .. })
+            | Call::PoolGrow(PoolName { name })
             | Call::PoolExport(PoolName { name })
             | Call::PoolDestroy(PoolDestroy { name, .. })
             | Call::PoolCheck(PoolCheck { name, .. })

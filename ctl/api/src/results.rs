@@ -141,8 +141,40 @@ pub struct PoolInfo {
     pub volumes: u64,
     /// Volumes and snapshots that cannot be used.
     pub damaged: Vec<DamagedVolume>,
+    /// Its block devices, one by one, while it is open.
+    #[serde(default)]
+    pub devices: Vec<PoolDevice>,
+    /// One of them is being removed.
+    #[serde(default)]
+    pub removal: Option<RemovalInfo>,
     /// What somebody should look after.
     pub warnings: Vec<String>,
+}
+
+/// A block device of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolDevice {
+    /// Its name.
+    pub bdev: String,
+    /// Bytes of it that the pool uses.
+    pub size_bytes: u64,
+    /// Bytes of those that hold something, but for the journal.
+    pub used_bytes: u64,
+    /// It has a copy of the journal.
+    pub journal: bool,
+    /// Bytes that it has become larger by: `pool.grow` takes them into use.
+    pub growth_bytes: u64,
+}
+
+/// A block device on its way out of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovalInfo {
+    /// Its name.
+    pub bdev: String,
+    /// Bytes that were on it when that began.
+    pub total_bytes: u64,
+    /// Bytes that still are.
+    pub left_bytes: u64,
 }
 
 /// A volume or snapshot that cannot be used.

@@ -44,6 +44,32 @@ pub struct PoolName {
     pub name: String,
 }
 
+/// Parameters of `pool.add`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolAdd {
+    /// The pool.
+    pub name: String,
+    /// The block devices that come to it.
+    pub bdevs: Vec<String>,
+    /// Although there is something on them.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Parameters of `pool.remove`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRemove {
+    /// The pool.
+    pub name: String,
+    /// The block device that is to go.
+    pub bdev: String,
+    /// It is not to go after all.
+    #[serde(default)]
+    pub cancel: bool,
+}
+
 /// Parameters of `pool.destroy`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -232,17 +258,7 @@ pub struct SnapshotDiff {
 impl PoolCreate {
     pub(crate) fn check(&self) -> Result<(), RpcError> {
         check_field("name", check_pool_name(&self.name))?;
-        if self.bdevs.is_empty() {
-            return Err(RpcError::invalid("bdevs", "a pool has one block device at least"));
-        }
-        check_count("bdevs", self.bdevs.len(), MAX_POOL_DEVICES)?;
-        for (index, bdev) in self.bdevs.iter().enumerate() {
-            let field = format!("bdevs[{index}]");
-            check_field(&field, check_bdev_name(bdev))?;
-            if self.bdevs[..index].contains(bdev) {
-                return Err(RpcError::invalid(field, format!("{bdev} is named twice")));
-            }
-        }
+        check_bdevs(&self.bdevs)?;
         match self.journal_bytes {
             Some(bytes) if bytes < MIN_JOURNAL_BYTES => {
                 let reason = format!("{bytes} is less than {MIN_JOURNAL_BYTES}");
@@ -251,6 +267,28 @@ impl PoolCreate {
             _ => Ok(()),
         }
     }
+}
+
+impl PoolAdd {
+    pub(crate) fn check(&self) -> Result<(), RpcError> {
+        check_field("name", check_pool_name(&self.name))?;
+        check_bdevs(&self.bdevs)
+    }
+}
+
+fn check_bdevs(bdevs: &[String]) -> Result<(), RpcError> {
+    if bdevs.is_empty() {
+        return Err(RpcError::invalid("bdevs", "one block device at least is needed"));
+    }
+    check_count("bdevs", bdevs.len(), MAX_POOL_DEVICES)?;
+    for (index, bdev) in bdevs.iter().enumerate() {
+        let field = format!("bdevs[{index}]");
+        check_field(&field, check_bdev_name(bdev))?;
+        if bdevs[..index].contains(bdev) {
+            return Err(RpcError::invalid(field, format!("{bdev} is named twice")));
+        }
+    }
+    Ok(())
 }
 
 impl VolumeCreate {

@@ -8,7 +8,7 @@ use api::results::{
 };
 use api::{BdevCreate, BdevKind, Call, ControlSocket, LogLevel, Nothing};
 use clap::CommandFactory as _;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -169,6 +169,16 @@ impl<'a, W: Write> Session<'a, W> {
             spinner.finish_and_clear();
         }
         Ok(result?)
+    }
+
+    /// A bar that shows how many of so many bytes are done, where there is a terminal.
+    pub(crate) fn bar(&self, bytes: u64, what: &str) -> ProgressBar {
+        if self.json {
+            return ProgressBar::hidden();
+        }
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(bytes).with_style(style).with_message(what.to_owned())
     }
 
     /// Makes a call that returns nothing for each of several names, until one fails.

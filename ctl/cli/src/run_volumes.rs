@@ -1,6 +1,7 @@
 //! Carries out the commands for pools, volumes and snapshots.
 
 use std::io::{IsTerminal as _, Write};
+use std::time::Duration;
 
 use api::results::{Difference, FoundPool, PoolInfo, PoolReport, VolumeInfo, VolumeKind};
 use api::{Call, Nothing, PoolName, VolumeName};
@@ -9,6 +10,9 @@ use crate::error::CliError;
 use crate::run::Session;
 use crate::volume_arguments::{Labels, PoolCommand, SnapshotCommand, VolumeCommand};
 use crate::volume_tables as tables;
+
+/// How often something that takes long is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub(crate) fn run_pool<W: Write>(
     command: &PoolCommand,
@@ -39,6 +43,24 @@ pub(crate) fn run_pool<W: Write>(
             session.wait_for(format!("closing {name}"));
             session.done(Call::PoolExport(named(name)), "closed; its block devices are free")
         }
+        PoolCommand::Add { name, bdevs, force } => {
+            session.wait_for(format!("adding to {name}"));
+            let add = api::PoolAdd { name: name.clone(), bdevs: bdevs.clone(), force: *force };
+            session.show(Call::PoolAdd(add), |info: &PoolInfo| tables::pool(info))
+        }
+        PoolCommand::Grow { name } => {
+            session.show(Call::PoolGrow(named(name)), |info: &PoolInfo| tables::pool(info))
+        }
+        PoolCommand::Remove { name, bdev, no_wait, cancel } => {
+            let remove =
+                api::PoolRemove { name: name.clone(), bdev: bdev.clone(), cancel: *cancel };
+            let info: PoolInfo = session.call(Call::PoolRemove(remove))?;
+            let info = match *no_wait || *cancel {
+                true => info,
+                false => wait_for_removal(name, bdev, session)?,
+            };
+            session.print(&info, tables::pool)
+        }
         PoolCommand::Destroy { name, force, yes } => {
             if !yes {
                 ask(&format!("Destroy {name}"), &format!("{name} would be destroyed"))?;
@@ -62,6 +84,36 @@ pub(crate) fn run_pool<W: Write>(
         }
         PoolCommand::Show { name } => {
             session.show(Call::PoolShow(named(name)), |info: &PoolInfo| tables::pool(info))
+        }
+    }
+}
+
+/// Shows how far a removal is until it has ended.
+fn wait_for_removal<W: Write>(
+    name: &str,
+    bdev: &str,
+    session: &mut Session<'_, W>,
+) -> Result<PoolInfo, CliError> {
+    let bar = session.bar(0, &format!("emptying {bdev}"));
+    loop {
+        let info: PoolInfo = session.call(Call::PoolShow(PoolName { name: name.to_owned() }))?;
+        match &info.removal {
+            Some(removal) => {
+                bar.set_length(removal.total_bytes);
+                bar.set_position(removal.total_bytes.saturating_sub(removal.left_bytes));
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            None if info.bdevs.iter().any(|known| known == bdev) => {
+                bar.finish_and_clear();
+                let why = info.warnings.iter().find(|warning| warning.contains("not removed"));
+                let why = why.cloned().unwrap_or_else(|| format!("{bdev}: not removed"));
+                let error = api::RpcError::new(api::ErrorCode::Failed, why);
+                return Err(CliError::Call(api::CallError::Refused(error)));
+            }
+            None => {
+                bar.finish_and_clear();
+                return Ok(info);
+            }
         }
     }
 }

@@ -37,6 +37,36 @@ pub(crate) enum PoolCommand {
         #[arg(value_parser = checked(api::check_pool_name))]
         name: String,
     },
+    /// Add block devices to a pool that is open; what is on them is lost
+    Add {
+        #[arg(value_parser = checked(api::check_pool_name))]
+        name: String,
+        /// The block devices (see `forebay bdev list`)
+        #[arg(value_name = "BDEV", required = true, value_parser = checked(api::check_bdev_name))]
+        bdevs: Vec<String>,
+        /// Although there is something on them
+        #[arg(long)]
+        force: bool,
+    },
+    /// Use block devices of a pool that have become larger to their end
+    Grow {
+        #[arg(value_parser = checked(api::check_pool_name))]
+        name: String,
+    },
+    /// Move everything from a block device of a pool to its others, while hosts do I/O, and let it
+    /// go
+    Remove {
+        #[arg(value_parser = checked(api::check_pool_name))]
+        name: String,
+        #[arg(value_parser = checked(api::check_bdev_name))]
+        bdev: String,
+        /// Do not wait for its end; `forebay pool show` tells how far it is
+        #[arg(long, conflicts_with = "cancel")]
+        no_wait: bool,
+        /// Let it stay after all: what has been moved stays where it is now
+        #[arg(long)]
+        cancel: bool,
+    },
     /// Destroy a pool of which nothing is exported: what is in it is lost, its block devices are
     /// free
     Destroy {

@@ -52,6 +52,20 @@ pub(crate) fn pool(info: &PoolInfo) -> String {
             ("warnings", list(&warnings(info))),
         ]);
     }
+    for device in &info.devices {
+        let journal = if device.journal { ", journal" } else { "" };
+        let growth = match device.growth_bytes {
+            0 => String::new(),
+            bytes => format!(", larger by {}: forebay pool grow", show_size(bytes)),
+        };
+        let used = format!("{} used", show_size(device.used_bytes));
+        let size = show_size(device.size_bytes);
+        facts.push(("block device", format!("{}: {size}, {used}{journal}{growth}", device.bdev)));
+    }
+    if let Some(removal) = &info.removal {
+        let (left, total) = (show_size(removal.left_bytes), show_size(removal.total_bytes));
+        facts.push(("being removed", format!("{}: {left} of {total} left", removal.bdev)));
+    }
     for damaged in &info.damaged {
         facts.push(("damaged", format!("{}: {}", damaged.name, damaged.reason)));
     }
@@ -317,6 +331,8 @@ mod tests {
             journal_blocks: 0,
             volumes: 0,
             damaged: Vec::new(),
+            devices: Vec::new(),
+            removal: None,
             warnings: Vec::new(),
         };
         for text in [pools(std::slice::from_ref(&info)), pool(&info)] {

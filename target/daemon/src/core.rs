@@ -625,6 +625,11 @@ impl Worker for Core {
                     open.lane.call(id, *call, now_s);
                 }
             }
+            CoreMessage::PoolDevice { pool, id, device } => {
+                if let Some(open) = &mut self.lanes[pool] {
+                    open.lane.add_device(id, *device);
+                }
+            }
             CoreMessage::CollectStats => {
                 let stats = Box::new(self.collect_stats());
                 self.tell(ControlMessage::Stats { core: self.core, stats });

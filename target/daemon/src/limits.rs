@@ -44,8 +44,9 @@ pub(crate) const POOL_BLOCK_BYTES: usize = volume::limits::CLUSTER_BYTES as usiz
 
 /// Calls to the owners of pools that wait for their answers: for each call of ours one or, from
 /// `pool.list`, one a pool; for each namespace one to open and one to close its volume; for each
-/// pool one that asks how full it is, and one on its way in or out.
-pub(crate) const MAX_POOL_CALLS: usize = MAX_CALLS * MAX_POOLS + 2 * MAX_EXPORTS + 3 * MAX_POOLS;
+/// pool one that asks how full it is, one on its way in or out, and one that waits for a device to
+/// be out.
+pub(crate) const MAX_POOL_CALLS: usize = MAX_CALLS * MAX_POOLS + 2 * MAX_EXPORTS + 4 * MAX_POOLS;
 
 /// Connections to the control socket at the same time, and so calls that wait for their answer.
 pub(crate) const MAX_CALLS: usize = 64;

@@ -13,7 +13,7 @@ use nvmf::engine::{EngineStats, Namespace, QueueId, QueueLoad, QueueParams, Requ
 use nvmf_rdma::OpenParams;
 use sockets::Socket;
 use verbs::{Cq, RdmaQp};
-use volume::{Call, Lane, Reply, VolumeError, VolumeHandle};
+use volume::{Call, Lane, NewDevice, Reply, VolumeError, VolumeHandle};
 
 /// From the control thread to a core.
 pub(crate) enum CoreMessage {
@@ -46,6 +46,8 @@ pub(crate) enum CoreMessage {
     RemoveLane { pool: usize },
     /// For the pool's owner, whose lane this core has. Answered by `PoolReply`.
     PoolCall { pool: usize, id: u64, call: Box<Call>, now_s: u64 },
+    /// A block device that is to be one of the pool's, for the owner. Answered by `PoolReply`.
+    PoolDevice { pool: usize, id: u64, device: Box<NewDevice> },
     /// Answered by `Stats`.
     CollectStats,
 }

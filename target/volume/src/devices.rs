@@ -46,6 +46,10 @@ pub(crate) enum Token {
     Close,
     /// Pages of a checkpoint, by buffer; its flushes.
     Checkpoint(u32),
+    /// Labels of a device that comes.
+    Label,
+    /// What is moved from a device that goes.
+    Move(u32),
 }
 
 struct Device {
@@ -91,6 +95,17 @@ impl Devices {
             self.list.resize_with(index + 1, || None);
         }
         self.list[index] = Some(Device { channel, block_bytes, volatile, backlog });
+    }
+
+    /// Lets a device go, which nobody uses. False: an I/O on it has not ended yet.
+    pub(crate) fn remove(&mut self, index: usize) -> bool {
+        let Some(device) = &mut self.list[index] else { return true };
+        device.volatile = false;
+        let is_idle = self.in_flight[index] == 0;
+        if is_idle {
+            self.list[index] = None;
+        }
+        is_idle
     }
 
     /// Submits an I/O on `bytes` at `place`; multiples of the device's block.
@@ -143,15 +158,17 @@ impl Devices {
     /// Flushes those devices that have to be for what completed on them to be durable; says how
     /// many.
     pub(crate) fn flush(&mut self, token: Token) -> u32 {
-        let mut count = 0;
-        for index in 0..self.list.len() {
-            if self.list[index].as_ref().is_some_and(|device| device.volatile) {
-                let place = Place { cluster: (index as u32) << DEVICE_SHIFT, offset: 0 };
-                self.submit(Op::Flush, place, 0, None, token);
-                count += 1;
-            }
+        (0..self.list.len()).map(|index| self.flush_one(index, token)).sum()
+    }
+
+    /// The same of one device.
+    pub(crate) fn flush_one(&mut self, index: usize, token: Token) -> u32 {
+        let volatile = self.list[index].as_ref().is_some_and(|device| device.volatile);
+        if volatile {
+            let place = Place { cluster: (index as u32) << DEVICE_SHIFT, offset: 0 };
+            self.submit(Op::Flush, place, 0, None, token);
         }
-        count
+        u32::from(volatile)
     }
 
     /// Whether nothing is in flight.

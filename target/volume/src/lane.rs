@@ -14,7 +14,8 @@ use crate::limits::{BLOCK_BYTES, CLUSTER_BYTES, LANE_REQUESTS, MAX_IO_BYTES};
 use crate::map::{Entry, Map};
 use crate::owner::{Call, Context, Origin, Owner, Reply, VolumeError};
 use crate::pieces::{Part, Piece, Pieces, parts};
-use crate::shared::{Shared, ToLane, ToOwner, VolumeHandle, pop};
+use crate::pool::NewDevice;
+use crate::shared::{LaneDevice, Shared, ToLane, ToOwner, VolumeHandle, pop};
 
 /// The end of an I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Lane {
     volumes: Vec<Option<Attached>>,
     /// Volumes that take no writes for the moment.
     frozen: Vec<u32>,
+    /// The device that goes.
+    leaving: Option<usize>,
     requests: Vec<Request>,
     vacant: Vec<u32>,
     /// Taken since the last turn, and looked up.
@@ -117,6 +120,7 @@ impl Lane {
             epoch,
             volumes: Vec::new(),
             frozen: Vec::new(),
+            leaving: None,
             requests: vec![request; LANE_REQUESTS],
             vacant: (0..LANE_REQUESTS as u32).rev().collect(),
             looked: Vec::with_capacity(LANE_REQUESTS),
@@ -163,6 +167,15 @@ impl Lane {
     pub fn call(&mut self, id: u64, call: Call, now_s: u64) {
         let Some(owner) = &mut self.owner else { panic!("a call on a lane without the owner") };
         owner.handle_call(id, call, now_s);
+    }
+
+    /// Makes a device one of the pool; the answer comes by [`Lane::next_reply`], as to a call.
+    ///
+    /// # Panics
+    /// This is not the owner's lane.
+    pub fn add_device(&mut self, id: u64, device: NewDevice) {
+        let Some(owner) = &mut self.owner else { panic!("a call on a lane without the owner") };
+        owner.handle_new_device(id, device);
     }
 
     /// The pool's name, if it takes no writes any more because it cannot write its journal.
@@ -338,9 +351,25 @@ impl Lane {
                     assert!(sent.is_ok(), "one freeze at a time");
                 }
                 ToLane::Thaw(volumes) => self.set_frozen(&volumes, false),
+                ToLane::AddDevice(index, LaneDevice { channel, block_bytes, volatile }) => {
+                    self.devices.add(index, channel, block_bytes, volatile);
+                    self.tell_devices();
+                }
+                ToLane::RemoveDevice(index) => self.leaving = Some(index),
             }
         }
+        if let Some(index) = self.leaving
+            && self.devices.remove(index)
+        {
+            self.leaving = None;
+            self.tell_devices();
+        }
         work
+    }
+
+    fn tell_devices(&self) {
+        let sent = self.shared.to_owner[self.core].push(ToOwner::Devices);
+        assert!(sent.is_ok(), "one change of devices at a time");
     }
 
     fn set_frozen(&mut self, volumes: &[u32], frozen: bool) {

@@ -24,6 +24,8 @@ mod sync;
 mod wait;
 
 pub use lane::{Done, Lane};
-pub use owner::{Call, CreateVolume, Planted, PoolInfo, Reply, VolumeError, VolumeInfo};
-pub use pool::{CreateOptions, Label, OpenOptions, PoolError};
+pub use owner::{
+    Call, CreateVolume, DeviceInfo, Planted, PoolInfo, Removal, Reply, VolumeError, VolumeInfo,
+};
+pub use pool::{CreateOptions, Label, NewDevice, OpenOptions, PoolError};
 pub use shared::VolumeHandle;

@@ -16,6 +16,12 @@ pub const MAX_VOLUME_CLUSTERS: u32 = (LEAF_ENTRIES * FANOUT * FANOUT) as u32;
 pub const DEVICE_SHIFT: u32 = 28;
 /// Devices of a pool.
 pub const MAX_DEVICES: usize = 16;
+/// Clusters of a device that goes which are copied at a time.
+pub const COPIES: usize = 8;
+/// Clusters that were copied, and that no checkpoint has yet.
+pub const HELD_COPIES: usize = 4096;
+/// Positions of maps that are looked at in one turn.
+pub const POSITIONS_PER_TURN: usize = 8;
 /// Clusters of a device: 16 TiB.
 pub const MAX_DEVICE_CLUSTERS: u32 = 1 << DEVICE_SHIFT;
 

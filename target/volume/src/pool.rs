@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bdev::{Bdev, BdevError};
+use bdev::{Bdev, BdevError, Channel};
 use dma::Pool as Memory;
 use nvme_spec::status::Status;
 use thiserror::Error;
@@ -173,6 +173,17 @@ pub struct Label {
     pub member: bool,
     /// Open if a target has the pool, or ended without closing it in order.
     pub state: PoolState,
+}
+
+/// A device that may come to a pool, by [`Lane::add_device`](crate::Lane::add_device).
+pub struct NewDevice {
+    pub(crate) name: String,
+    pub(crate) uuid: Uuid,
+    pub(crate) clusters: u32,
+    pub(crate) block_bytes: u32,
+    pub(crate) volatile: bool,
+    /// One for each lane.
+    pub(crate) channels: Vec<Box<dyn Channel>>,
 }
 
 /// Makes a pool over devices.
@@ -360,6 +371,58 @@ pub fn scan(bdevs: &[Arc<dyn Bdev>], memory: &mut Memory) -> Result<Vec<Label>, 
 /// The one of two superblocks of a pool that counts.
 pub(crate) fn newer<'a>(a: &'a Superblock, b: &'a Superblock) -> &'a Superblock {
     if a.generation < b.generation { b } else { a }
+}
+
+/// Gets a device ready for a pool that is open, which has so many lanes: what it may bear of labels
+/// is gone then.
+///
+/// # Errors
+/// It holds something and `force` was not given, is too small or does not work. A label of this
+/// very pool is nothing that it holds: the pool is open without it.
+pub fn prepare_device(
+    bdev: &Arc<dyn Bdev>,
+    pool: Uuid,
+    lanes: usize,
+    force: bool,
+    memory: &mut Memory,
+) -> Result<NewDevice, PoolError> {
+    let mut device = SyncDevice::open(bdev)?;
+    let io = buffer(memory)?;
+    let prepared = (|| {
+        let own = read_label(&mut device, &io).is_ok_and(|label| label.pool == pool);
+        check_device(&mut device, force || own, &io)?;
+        clear(&mut device, &io)
+    })();
+    memory.free(io);
+    prepared?;
+    let channels = (0..lanes).map(|core| bdev.open_channel(core)).collect::<Result<_, _>>()?;
+    Ok(NewDevice {
+        name: bdev.name().to_owned(),
+        uuid: Uuid::new_v4(),
+        clusters: device.clusters().min(u64::from(MAX_DEVICE_CLUSTERS)) as u32,
+        block_bytes: device.geometry.block_bytes,
+        volatile: device.geometry.volatile_write_cache,
+        channels,
+    })
+}
+
+/// Takes the label from a device that is no longer one of a pool.
+///
+/// # Errors
+/// The device does not work. Its label does not count, whether it is there or not.
+pub fn clear_label(bdev: &Arc<dyn Bdev>, memory: &mut Memory) -> Result<(), PoolError> {
+    let mut device = SyncDevice::open(bdev)?;
+    let io = buffer(memory)?;
+    let cleared = clear(&mut device, &io);
+    memory.free(io);
+    cleared
+}
+
+fn clear(device: &mut SyncDevice, io: &dma::DmaBuffer) -> Result<(), PoolError> {
+    for offset in SLOTS {
+        device.write(offset, &[0; PAGE_BYTES], io)?;
+    }
+    device.flush()
 }
 
 /// Ends a pool that nobody has open: its devices may be used for anything else.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use bdev::Io;
+use bdev::{Channel, Io};
 use crossbeam_queue::ArrayQueue;
 use nvme_spec::status::Status;
 use uuid::Uuid;
@@ -44,10 +44,18 @@ pub(crate) enum ToOwner {
     Io { slot: u32, volume: u32, io: Io },
     /// It takes no writes for the frozen volumes any more.
     Frozen,
+    /// It has a channel to a device, or has let it go.
+    Devices,
+}
+
+/// A device for a lane.
+pub(crate) struct LaneDevice {
+    pub channel: Box<dyn Channel>,
+    pub block_bytes: u32,
+    pub volatile: bool,
 }
 
 /// To a lane.
-#[derive(Clone, Debug)]
 pub(crate) enum ToLane {
     /// The end of an I/O.
     Done { slot: u32, status: Status },
@@ -55,6 +63,10 @@ pub(crate) enum ToLane {
     Freeze(Arc<[u32]>),
     /// Take them again.
     Thaw(Arc<[u32]>),
+    /// A device comes, with its number. Say so.
+    AddDevice(usize, LaneDevice),
+    /// It goes: let it go when no I/O on it is in flight, and say so then.
+    RemoveDevice(usize),
 }
 
 /// A volume or snapshot as the lanes know it.

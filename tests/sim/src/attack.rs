@@ -41,7 +41,8 @@ fn recover(
     } else {
         world.hurry(random.chance(3, 4));
     }
-    let mut pool = Pool::open(world, &mut random, &before.config)?;
+    let mut pool = Pool::open(world, before.pool.uuid, &mut random, &before.config)?;
+    before.check_members(&pool.members)?;
     pool.world.watch(Watch::Nothing);
     for image in pool.world.take_images() {
         // Nothing has been promised since, but what was lost by then is lost.

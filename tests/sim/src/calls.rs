@@ -23,6 +23,10 @@ pub(crate) enum Plan {
     Promote(String),
     Check,
     Checkpoint,
+    Add(String),
+    Grow,
+    Remove(String),
+    CancelRemoval(String),
 }
 
 /// A call that was not answered.
@@ -41,6 +45,11 @@ impl Life {
     /// Goes on with what is planned, and takes the answer to what was asked.
     pub(crate) fn poll_calls(&mut self) -> Result<(), Failure> {
         if let Some((id, reply)) = self.pool.next_reply() {
+            if self.changing.removal == Some(id) {
+                tracing::debug!(step = self.pool.world.step(), ?reply, "removed");
+                self.removed(&reply)?;
+                return self.step_on();
+            }
             match self.asked.take() {
                 other if self.checkpoint == Some(id) => {
                     (self.asked, self.checkpoint) = (other, None);
@@ -68,7 +77,7 @@ impl Life {
             }
         }
         if let Some(plan) = self.script.pop_front() {
-            self.begin(plan);
+            self.begin(plan)?;
         }
         Ok(())
     }
@@ -86,7 +95,13 @@ impl Life {
         }
     }
 
-    fn begin(&mut self, plan: Plan) {
+    fn begin(&mut self, plan: Plan) -> Result<(), Failure> {
+        if let Plan::Add(name) = &plan {
+            let id = self.begin_add(name)?;
+            tracing::debug!(step = self.pool.world.step(), name, "asked to come");
+            self.asked = Some(Asked { id, plan, since: 0 });
+            return Ok(());
+        }
         let mut since = 0;
         let (model, spread) = (&mut self.model, self.config.spread);
         let call = match plan.clone() {
@@ -131,15 +146,23 @@ impl Life {
             Plan::Open(name) => Call::Open(name),
             Plan::Close(name) => match self.pool.detach(&name) {
                 Some(id) => Call::Close(id),
-                None => return,
+                None => return Ok(()),
             },
             Plan::Promote(name) => Call::Promote(name),
             Plan::Check => Call::Check,
             Plan::Checkpoint => Call::Checkpoint,
+            Plan::Grow => self.grow_call(),
+            Plan::Remove(name) => {
+                self.changing.device = Some(name.clone());
+                Call::Remove(name)
+            }
+            Plan::CancelRemoval(name) => Call::CancelRemoval(name),
+            Plan::Add(_) => unreachable!("it has begun"),
         };
         tracing::debug!(step = self.pool.world.step(), ?call, "asked");
         let id = self.pool.call(call);
         self.asked = Some(Asked { id, plan, since });
+        Ok(())
     }
 
     fn take_answer(
@@ -156,7 +179,11 @@ impl Life {
         tracing::debug!(step = self.pool.world.step(), ?reply, "answered");
         match &reply {
             Ok(_) => self.statistics.calls += 1,
-            Err(VolumeError::InUse { .. } | VolumeError::Written { .. }) => {
+            Err(
+                VolumeError::InUse { .. }
+                | VolumeError::Written { .. }
+                | VolumeError::Device { .. },
+            ) => {
                 self.statistics.refused += 1;
             }
             Err(VolumeError::Space { .. }) if self.takes_space(&asked.plan) => {
@@ -198,8 +225,11 @@ impl Life {
                 }
                 _ => {}
             },
+            Plan::Add(name) => self.added(&name, success),
+            Plan::Remove(name) => self.removal_begun(&name, success),
             Plan::Reserve { name, reserve } => self.model.reserve(&name, reserve && success),
             Plan::Close(_) | Plan::Promote(_) | Plan::Checkpoint => {}
+            Plan::Grow | Plan::CancelRemoval(_) => {}
         }
         // What was not made is not opened.
         let model = &self.model;
@@ -229,6 +259,9 @@ impl Life {
     pub(crate) fn plan_any(&mut self) {
         if self.is_calling() {
             return;
+        }
+        if self.config.changes_devices && self.random.one_in(4) {
+            return self.plan_devices();
         }
         let (snapshots, volumes): (Vec<String>, Vec<String>) =
             self.model.names().map(str::to_owned).partition(|name| self.model.is_snapshot(name));

@@ -11,6 +11,10 @@ use crate::spread::Spread;
 pub struct Config {
     /// The pool's devices.
     pub devices: Vec<DeviceConfig>,
+    /// Devices that may come to it.
+    pub spares: Vec<DeviceConfig>,
+    /// Devices come, grow and go.
+    pub changes_devices: bool,
     /// Cores.
     pub lanes: usize,
     /// Bytes of each copy of the journal.
@@ -44,6 +48,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// In every third pool the devices change.
+    fn changes(seed: u64, devices: &[DeviceConfig]) -> (bool, Vec<DeviceConfig>) {
+        let mut random = Random::of(&[seed, 4]);
+        if !random.one_in(3) {
+            return (false, Vec::new());
+        }
+        let spare = |_| DeviceConfig { bytes: 4 << 20, ..devices[0].clone() };
+        (true, (0..1 + random.below(2)).map(spare).collect())
+    }
+
     /// Small pools of all kinds, with all that may happen in them.
     pub fn from_seed(seed: u64) -> Self {
         let mut random = Random::of(&[seed, 1]);
@@ -74,9 +88,12 @@ impl Config {
             depth: *random.pick(&[4, 16, 64]),
             latency,
         };
-        let devices = (0..count).map(device).collect();
+        let devices: Vec<DeviceConfig> = (0..count).map(device).collect();
+        let (changes_devices, spares) = Self::changes(seed, &devices);
         Self {
             devices,
+            spares,
+            changes_devices,
             lanes: *random.pick(&[1, 2, 2, 3, 4]),
             journal_bytes: 256 << 10,
             operations: 400,

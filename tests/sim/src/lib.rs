@@ -18,6 +18,7 @@ mod full;
 mod history;
 mod life;
 mod media;
+mod members;
 mod memory;
 mod model;
 mod pattern;

@@ -9,6 +9,7 @@ use crate::attack;
 use crate::calls::{Asked, Plan};
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::members::Changing;
 use crate::model::Model;
 use crate::pool::{Pool, SLOTS};
 use crate::random::Random;
@@ -32,6 +33,8 @@ pub(crate) struct Life {
     pub checkpoint: Option<u64>,
     /// The pool takes no writes any more: a device has failed.
     pub is_broken: bool,
+    /// Devices that come and go.
+    pub changing: Changing,
     /// Names are never given twice.
     pub next_name: u64,
     pub statistics: Statistics,
@@ -52,6 +55,8 @@ pub struct Statistics {
     pub failed: u64,
     /// See [`Statistics::failed`].
     pub broken: u64,
+    /// Devices that were removed.
+    pub removals: u64,
     /// Ends after which the pool was opened and compared with the model.
     pub points: u64,
     /// Lives that went on after an end.
@@ -67,6 +72,7 @@ impl Statistics {
         self.refused += other.refused;
         self.failed += other.failed;
         self.broken += other.broken;
+        self.removals += other.removals;
         self.points += other.points;
         self.lives += other.lives;
     }
@@ -86,6 +92,7 @@ impl Life {
             script: VecDeque::new(),
             checkpoint: None,
             is_broken: false,
+            changing: Changing::default(),
             next_name: 0,
             statistics: Statistics::default(),
         }
@@ -94,8 +101,7 @@ impl Life {
     /// Does so many things, sees them end, and is attacked meanwhile and then.
     pub(crate) fn run(&mut self, operations: u64) -> Result<(), Failure> {
         let mut begun = 0;
-        while begun < operations || self.is_busy() || self.is_calling() || self.checkpoint.is_some()
-        {
+        while begun < operations || self.is_waiting() {
             if begun < operations {
                 self.ask_checkpoint();
             }
@@ -131,6 +137,14 @@ impl Life {
         Ok(())
     }
 
+    /// Whether something has not ended yet.
+    fn is_waiting(&self) -> bool {
+        self.is_busy()
+            || self.is_calling()
+            || self.changing.removal.is_some()
+            || self.checkpoint.is_some()
+    }
+
     pub(crate) fn turn(&mut self, lane: usize) -> Result<(), Failure> {
         let goes_on = self.pool.turn(lane);
         self.attack()?;
@@ -141,6 +155,7 @@ impl Life {
         }
         let flights = self.flights.iter().flatten().map(|flight| format!("{flight:?}"));
         let asked = self.asked.iter().map(|asked| format!("{asked:?}"));
+        let asked = asked.chain([format!("{:?}", self.changing)]);
         Err(Failure::Stuck { waiting: flights.chain(asked).collect::<Vec<_>>().join(", ") })
     }
 

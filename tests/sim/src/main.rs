@@ -91,7 +91,8 @@ fn main() -> ExitCode {
     let (sum, failures) = progress.done.into_inner().unwrap_or_default();
     let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "{} ends survived, {} lives after one, {} I/Os, {} without space, {} calls, {} refused; \
+        "{} ends survived, {} lives after one, {} I/Os, {} without space, {} calls, {} refused, \
+         {} devices removed; \
          {seconds:.1} s, {:.0} ends/s",
         sum.points,
         sum.lives,
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
         sum.full,
         sum.calls,
         sum.refused,
+        sum.removals,
         sum.points as f64 / seconds
     );
     for (seed, failure) in &failures {

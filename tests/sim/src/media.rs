@@ -24,6 +24,11 @@ impl Media {
         Self { pages: vec![None; bytes as usize / PAGE_BYTES], garbage }
     }
 
+    /// It has so many bytes now, no fewer than before.
+    pub(crate) fn grow(&mut self, bytes: u64) {
+        self.pages.resize(bytes as usize / PAGE_BYTES, None);
+    }
+
     /// Copies bytes that lie in one page.
     #[inline]
     pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) {

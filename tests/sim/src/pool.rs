@@ -1,6 +1,6 @@
 //! A pool that is open in a world, its lanes, and what every lane has open of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use bdev::{Bdev, Completion, Io, Op};
 use dma::DmaSpan;
 use nvme_spec::status::Status;
+use uuid::Uuid;
 use volume::{
-    Call, CreateOptions, Done, Lane, OpenOptions, PoolInfo, Reply, VolumeError, VolumeHandle,
-    VolumeInfo,
+    Call, CreateOptions, Done, Lane, NewDevice, OpenOptions, PoolError, PoolInfo, Reply,
+    VolumeError, VolumeHandle, VolumeInfo,
 };
 
 use crate::config::Config;
@@ -28,7 +29,7 @@ pub(crate) const SLOTS: usize = 12;
 /// The harness's memory, which is a power of two.
 const SPAN_BYTES: usize = 2 << 20;
 /// The owner's memory.
-const OWNER_BYTES: usize = 4 << 20;
+pub(crate) const OWNER_BYTES: usize = 4 << 20;
 /// Polls without an end of anything after which something must be stuck.
 const PATIENCE: u64 = 200_000;
 
@@ -38,6 +39,9 @@ const _: () = assert!(SLOTS * SLOT_BYTES as usize <= SPAN_BYTES);
 pub(crate) struct Pool {
     lanes: Vec<Lane>,
     pub world: World,
+    /// The pool's UUID, and its devices.
+    pub uuid: Uuid,
+    pub members: BTreeSet<String>,
     /// What is open, by name.
     pub objects: BTreeMap<String, Open>,
     next_call: u64,
@@ -60,36 +64,50 @@ pub(crate) struct Open {
     pub closing: bool,
 }
 
-/// Makes a pool on the devices of a world.
-pub(crate) fn create(world: &World, name: &str, config: &Config) -> Result<(), Failure> {
+/// Makes a pool on the first devices of a world; its UUID.
+pub(crate) fn create(world: &World, name: &str, config: &Config) -> Result<Uuid, Failure> {
     let mut memory = Memory::new(&[OWNER_BYTES], 4096);
     let journal_bytes = Some(config.journal_bytes);
     let options = CreateOptions { journal_bytes, force: true, created_s: 0 };
-    let made = volume::pool::create(name, &world.devices(), &options, &mut memory.pools()[0]);
-    made.map_err(|error| Failure::Open { reason: error.to_string() })
+    let failed = |error: PoolError| Failure::Open { reason: error.to_string() };
+    let (devices, pool) = (world.devices(), &mut memory.pools()[0]);
+    let devices = &devices[..config.devices.len()];
+    volume::pool::create(name, devices, &options, pool).map_err(failed)?;
+    let labels = volume::pool::scan(devices, pool).map_err(failed)?;
+    labels.first().map(|label| label.uuid).ok_or(Failure::Open { reason: "no label".to_owned() })
 }
 
 impl Pool {
-    /// Opens the pool of a world, with its devices in any order.
+    /// Opens the pool of a world, with its devices in any order: those whose labels say that they
+    /// are.
     pub(crate) fn open(
         world: World,
+        uuid: Uuid,
         random: &mut Random,
         config: &Config,
     ) -> Result<Self, Failure> {
         let mut memory = Memory::new(&[OWNER_BYTES], SPAN_BYTES);
         let mut bdevs: Vec<Arc<dyn Bdev>> = world.devices();
+        let failed = |error: PoolError| Failure::Open { reason: error.to_string() };
+        let mut owner = memory.pools().remove(0);
+        let labels = volume::pool::scan(&bdevs, &mut owner).map_err(failed)?;
+        let labels = labels.into_iter().filter(|label| label.uuid == uuid && label.member);
+        let members: BTreeSet<String> = labels.map(|label| label.device).collect();
+        bdevs.retain(|bdev| members.contains(bdev.name()));
         random.shuffle(&mut bdevs);
         let options = OpenOptions {
             lanes: config.lanes,
-            memory: memory.pools().remove(0),
+            memory: owner,
             force: false,
             planted: config.planted,
         };
         let lanes = volume::pool::open(&bdevs, options);
-        let lanes = lanes.map_err(|error| Failure::Open { reason: error.to_string() })?;
+        let lanes = lanes.map_err(failed)?;
         let mut pool = Self {
             lanes,
             world,
+            uuid,
+            members,
             objects: BTreeMap::new(),
             next_call: 1,
             quiet: 0,
@@ -141,6 +159,13 @@ impl Pool {
     pub(crate) fn call(&mut self, call: Call) -> u64 {
         self.next_call += 1;
         self.lanes[0].call(self.next_call, call, 0);
+        self.next_call
+    }
+
+    /// Lets a device come; the number of the call.
+    pub(crate) fn add_device(&mut self, device: NewDevice) -> u64 {
+        self.next_call += 1;
+        self.lanes[0].add_device(self.next_call, device);
         self.next_call
     }
 

@@ -9,7 +9,10 @@ use crate::life::{Life, Statistics};
 use crate::model::Model;
 use crate::pool::{self, Pool};
 use crate::random::Random;
-use crate::world::{Watch, World};
+use crate::world::{End, Watch, World};
+
+/// By how much devices grow after a pool was made on them.
+const GROWTH_BYTES: u64 = 1 << 20;
 
 /// What a run did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,13 +40,14 @@ pub fn run(seed: u64, config: &Config) -> Result<Summary, Failure> {
 
 fn run_lives(seed: u64, config: &Arc<Config>) -> Result<Summary, Failure> {
     let mut random = Random::of(&[seed, 3]);
-    let world = World::new(random.draw(), &config.devices);
+    let all = [config.devices.clone(), config.spares.clone()].concat();
+    let world = World::new(random.draw(), &all);
     let mut statistics = Statistics::default();
     let world = if random.one_in(2) {
         let mut earlier = begin(world, &mut random, config)?;
         earlier.run(config.operations / 8)?;
         statistics.add(&earlier.statistics);
-        let image = earlier.pool.world.image(crate::world::End::ProcessDeath);
+        let image = earlier.pool.world.image(End::ProcessDeath);
         World::over(random.draw(), image)
     } else {
         world
@@ -64,8 +68,16 @@ fn run_lives(seed: u64, config: &Arc<Config>) -> Result<Summary, Failure> {
 
 /// Makes a pool and opens it.
 fn begin(world: World, random: &mut Random, config: &Arc<Config>) -> Result<Life, Failure> {
-    pool::create(&world, "sim", config)?;
-    let pool = Pool::open(world, random, config)?;
+    let uuid = pool::create(&world, "sim", config)?;
+    let world = match config.changes_devices && random.one_in(2) {
+        true => {
+            let mut image = world.image(End::ProcessDeath);
+            image.grow(GROWTH_BYTES);
+            World::over(random.draw(), image)
+        }
+        false => world,
+    };
+    let pool = Pool::open(world, uuid, random, config)?;
     let model = Model::new(random.draw(), config.devices[0].block_bytes);
     Ok(Life::new(pool, model, Random::new(random.draw()), config))
 }

@@ -38,6 +38,11 @@ impl Store {
         self.sector_bytes
     }
 
+    /// The device has so many bytes now.
+    pub(crate) fn grow(&mut self, bytes: u64) {
+        self.media.grow(bytes);
+    }
+
     /// What a read finds from a sector on: the newest values. The bytes lie in one page.
     pub(crate) fn read(&self, sector: u64, bytes: &mut [u8]) {
         let size = self.sector_bytes as usize;

@@ -47,6 +47,16 @@ pub struct Image {
     devices: Vec<(DeviceConfig, Store)>,
 }
 
+impl Image {
+    /// All devices have become larger, by whole pages.
+    pub(crate) fn grow(&mut self, bytes: u64) {
+        for (config, store) in &mut self.devices {
+            config.bytes += bytes;
+            store.grow(config.bytes);
+        }
+    }
+}
+
 /// Devices that a seed drives. Everything in it happens on the caller's thread, in the order of
 /// its calls: the same calls after the same seed have the same effect.
 #[derive(Debug)]
@@ -108,6 +118,12 @@ impl World {
     /// Its devices.
     pub fn devices(&self) -> Vec<Arc<dyn Bdev>> {
         self.devices.iter().map(|device| Arc::clone(device) as Arc<dyn Bdev>).collect()
+    }
+
+    /// One of them, by its name.
+    pub(crate) fn device(&self, name: &str) -> Arc<dyn Bdev> {
+        let device = self.devices.iter().find(|device| device.name == name);
+        Arc::clone(device.expect("names are those of the world")) as Arc<dyn Bdev>
     }
 
     /// Steps so far: submissions of everything that changes a device, and [`World::step_on`].

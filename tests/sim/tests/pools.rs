@@ -2,7 +2,7 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use sim::{Config, Faults, Spread, Statistics, run};
+use sim::{Config, DeviceConfig, Faults, Spread, Statistics, run};
 use volume::Planted;
 
 /// Ends that have to be survived here; `cargo xtask sim` does any number.
@@ -26,6 +26,7 @@ fn ten_thousand_ends_break_no_promise() {
     }
     println!("{sum:?}");
     assert!(sum.full > 0 && sum.lives > 0 && sum.calls > 0 && sum.refused > 0, "{sum:?}");
+    assert!(sum.removals > 0, "{sum:?}");
 }
 
 #[test]
@@ -337,4 +338,46 @@ fn a_snapshot_that_reserves_nothing_again_is_found() {
 #[test]
 fn a_journal_that_goes_on_with_the_old_incarnation_is_found() {
     find(Planted::OldIncarnation);
+}
+
+/// Pools whose devices come and go all the time, on devices that lose what is not flushed.
+fn restless(config: &mut Config) {
+    let device = DeviceConfig { bytes: 6 << 20, ..config.devices[0].clone() };
+    (config.devices, config.spares) = (vec![device.clone(); 2], vec![device; 2]);
+    (config.changes_devices, config.objects, config.volume_clusters) = (true, 4, 4);
+}
+
+#[test]
+fn devices_come_and_go_and_break_no_promise() {
+    let mut sum = Statistics::default();
+    for seed in 1..=8 {
+        let mut config = Config::from_seed(seed);
+        restless(&mut config);
+        match run(seed, &config) {
+            Ok(summary) => sum.add(&summary.statistics),
+            Err(failure) => panic!("seed {seed}: {failure}"),
+        }
+    }
+    println!("{sum:?}");
+    assert!(sum.removals >= 10, "{sum:?}");
+}
+
+#[test]
+fn a_device_that_is_used_before_a_superblock_names_it_is_found() {
+    find_where(Planted::DeviceUsedUnnamed, restless);
+}
+
+#[test]
+fn blocks_that_are_overwritten_while_they_are_moved_are_found() {
+    find_where(Planted::MoveOwn, restless);
+}
+
+#[test]
+fn a_copy_that_is_named_before_it_has_been_written_is_found() {
+    find_where(Planted::MoveUnwritten, restless);
+}
+
+#[test]
+fn a_copy_that_is_overwritten_before_a_checkpoint_names_it_is_found() {
+    find_where(Planted::MoveUnheld, restless);
 }

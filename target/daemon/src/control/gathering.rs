@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::Labels;
-use api::results::{self, DamagedVolume, PoolState};
+use api::results::{self, DamagedVolume, PoolDevice, PoolState, RemovalInfo};
 use serde_json::json;
 use volume::format::VolumeKind;
 use volume::{Call, PoolInfo, VolumeInfo};
@@ -150,6 +150,8 @@ impl Control {
         if info.broken {
             warnings.push("takes no writes: its journal cannot be written".to_owned());
         }
+        let open = self.pools.open.get(&info.name);
+        warnings.extend(open.and_then(|open| open.not_removed.clone()));
         let damaged = |(name, reason): &(String, String)| DamagedVolume {
             name: full(&info.name, name),
             reason: reason.clone(),
@@ -166,8 +168,26 @@ impl Control {
             journal_blocks: info.journal.1,
             volumes: info.volumes as u64,
             damaged: info.damaged.iter().map(damaged).collect(),
+            devices: info.devices.iter().map(|device| self.pool_device(device)).collect(),
+            removal: info.removal.as_ref().map(|removal| RemovalInfo {
+                bdev: removal.device.clone(),
+                total_bytes: removal.total_bytes,
+                left_bytes: removal.left_bytes,
+            }),
             warnings,
             ..empty_pool(&info.name, info.uuid.to_string(), bdevs.unwrap_or_default())
+        }
+    }
+
+    fn pool_device(&self, info: &volume::DeviceInfo) -> PoolDevice {
+        let cluster = u64::from(volume::limits::CLUSTER_BYTES);
+        let bytes = self.bdev_bytes(&info.name) / cluster * cluster;
+        PoolDevice {
+            bdev: info.name.clone(),
+            size_bytes: info.bytes,
+            used_bytes: info.used_bytes,
+            journal: info.journal,
+            growth_bytes: bytes.saturating_sub(info.bytes),
         }
     }
 
@@ -227,6 +247,8 @@ fn empty_pool(name: &str, uuid: String, bdevs: Vec<String>) -> results::PoolInfo
         journal_blocks: 0,
         volumes: 0,
         damaged: Vec::new(),
+        devices: Vec::new(),
+        removal: None,
         warnings: Vec::new(),
     }
 }

@@ -109,6 +109,7 @@ impl Control {
         if open.is_some_and(|pool| !matches!(pool.stage, Stage::Serving)) {
             return Err(in_use(format!("{name} is being opened or closed; try again in a moment")));
         }
+        self.check_no_removal(name)?;
         let prefix = format!("{name}/");
         let exports = self.state.exports.iter();
         let used = exports.filter(|e| e.namespaces.iter().any(|n| n.bdev.starts_with(&prefix)));
@@ -127,6 +128,9 @@ impl Control {
 
     /// Begins to close a pool whose namespaces are gone, or on their way out.
     fn leave_pool(&mut self, name: &str, leave: Leave) {
+        if let Some(bdev) = self.pools.open.get(name).and_then(|pool| pool.removing.clone()) {
+            self.ask_pool(name, Call::CancelRemoval(bdev), Then::Nothing);
+        }
         match self.pools.open.get_mut(name) {
             Some(pool) if !pool.is_leaving() => pool.stage = Stage::Leaving(leave),
             // It goes already, and whoever asked for that is told when it is gone.
@@ -185,7 +189,8 @@ impl Control {
                 pool.stage = Stage::Removing(leave, Vec::new(), cores);
                 self.remove_lanes(place);
             }
-            Stage::Leaving(leave) if !used => {
+            // A device on its way out stays, or has gone.
+            Stage::Leaving(leave) if !used && pool.removing.is_none() => {
                 let call = match leave.how {
                     How::Closed | How::Destroyed => Call::Checkpoint,
                     How::Exported => Call::Export,

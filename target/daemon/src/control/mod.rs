@@ -19,6 +19,7 @@ mod job;
 mod leaving;
 mod listeners;
 mod pool_check;
+mod pool_devices;
 mod pools;
 mod rdma;
 mod requests;

@@ -23,6 +23,7 @@ use super::gathering::Gathering;
 use super::job::Job;
 use super::leaving::Stage;
 use super::pool_check::Checked;
+use super::pool_devices::DeviceWork;
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
 use super::volumes::{PoolCall, Rollback, Then};
@@ -41,6 +42,7 @@ pub(super) struct Pools {
     /// By name.
     pub(super) open: BTreeMap<String, OpenPool>,
     pub(super) works: Vec<Work>,
+    pub(super) device_works: Vec<DeviceWork>,
     /// Why pools of the state are not open, by name.
     pub(super) down: BTreeMap<String, String>,
     /// Calls that owners have not answered yet.
@@ -72,6 +74,9 @@ pub(super) struct OpenPool {
     pub(super) handles: BTreeMap<String, u32>,
     /// Volumes that cannot be used, with the reason.
     pub(super) damaged: Vec<(String, String)>,
+    /// A block device that is on its way out, or why the last one is not out.
+    pub(super) removing: Option<String>,
+    pub(super) not_removed: Option<String>,
     /// Percentage that was warned of.
     pub(super) warned: u8,
     pub(super) stage: Stage,
@@ -105,6 +110,7 @@ impl Default for Pools {
         Self {
             open: BTreeMap::new(),
             works: Vec::new(),
+            device_works: Vec::new(),
             down: BTreeMap::new(),
             calls: HashMap::new(),
             next_id: 0,
@@ -176,7 +182,7 @@ impl Control {
         }
     }
 
-    fn claim_all(
+    pub(super) fn claim_all(
         &mut self,
         names: &[String],
         holder: &str,
@@ -194,7 +200,7 @@ impl Control {
         Ok(devices)
     }
 
-    fn pool_memory(&self) -> Result<DmaSpan, RpcError> {
+    pub(super) fn pool_memory(&self) -> Result<DmaSpan, RpcError> {
         self.arena.carve(POOL_MEMORY_BYTES, POOL_BLOCK_BYTES).map_err(|error| {
             let error = RpcError::new(ErrorCode::Unavailable, error.to_string());
             error.with_advice("start forebay-target with more --memory")
@@ -319,6 +325,7 @@ impl Control {
         for name in leaving.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.poll_leaving(&name);
         }
+        self.poll_pool_devices();
         self.poll_rollbacks(now);
         if now >= self.pools.watch_due {
             self.pools.watch_due = now + WATCH_PERIOD;
@@ -429,6 +436,8 @@ impl Control {
             volumes: BTreeMap::new(),
             handles: BTreeMap::new(),
             damaged: Vec::new(),
+            removing: None,
+            not_removed: None,
             warned: 0,
             stage: Stage::Opening,
         };
@@ -592,7 +601,7 @@ pub(super) fn pool_error(error: PoolError) -> RpcError {
     match error {
         PoolError::NotEmpty { .. } | PoolError::Member { .. } => {
             let error = RpcError::new(ErrorCode::NeedsForce, message);
-            error.with_advice("pool create --force destroys what is there")
+            error.with_advice("--force destroys what is there")
         }
         PoolError::DamagedVolumes { pool, .. } => {
             let error = RpcError::new(ErrorCode::NeedsForce, message);

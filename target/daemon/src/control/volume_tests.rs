@@ -234,6 +234,78 @@ async fn a_pool_is_destroyed_if_that_is_meant_and_its_devices_are_free() {
 }
 
 #[tokio::test]
+async fn block_devices_come_to_an_open_pool_and_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = ["f", "g", "h"].map(|name| directory.path().join(name));
+    let mut world = World::start(directory.path()).await;
+    for (name, file) in ["f", "g", "h"].iter().zip(&files) {
+        world.make("file", name, Some(file)).await;
+    }
+    world.make("ram", "other", None).await;
+    world.ask("pool.create", json!({"name": "elsewhere", "bdevs": ["other"]})).await.unwrap();
+    world.ask("pool.create", json!({"name": "tank", "bdevs": ["f"]})).await.unwrap();
+    world.ask("volume.create", json!({"volume": "tank/a", "size_bytes": 1 << 30})).await.unwrap();
+    world.export("tank/a").await;
+    let memory = world.control.arena.bytes_left();
+    let error = world.refusal("pool.add", json!({"name": "tank", "bdevs": ["other"]})).await;
+    assert_eq!(error.code, ErrorCode::InUse, "{error:?}");
+    let size = world.pool().await.size_bytes;
+    world.ask("pool.add", json!({"name": "tank", "bdevs": ["g", "h"]})).await.unwrap();
+    let info = world.pool().await;
+    assert_eq!(
+        (info.size_bytes, &info.bdevs[..]),
+        (3 * size, &["f", "g", "h"].map(String::from)[..])
+    );
+    assert_eq!(
+        info.devices.iter().map(|one| one.journal).collect::<Vec<_>>(),
+        [true, false, false]
+    );
+    assert_eq!(world.control.bdevs.holder("h"), Some("pool tank"));
+    assert_eq!(world.control.state_file.load().unwrap().pools[1].bdevs, ["f", "g", "h"]);
+    world.ask("pool.grow", json!({"name": "tank"})).await.unwrap();
+    let error = world.refusal("pool.remove", json!({"name": "tank", "bdev": "other"})).await;
+    assert!(error.message.contains("no such device"), "{error:?}");
+    world.ask("pool.remove", json!({"name": "tank", "bdev": "f"})).await.unwrap();
+    until(&mut world, |control| control.bdevs.holder("f").is_none()).await;
+    let info = world.pool().await;
+    assert_eq!((info.bdevs.len(), info.removal, info.warnings.len()), (2, None, 0));
+    assert_eq!(world.control.arena.bytes_left(), memory, "jobs give their memory back");
+    // It bears no label any more.
+    world.ask("pool.create", json!({"name": "third", "bdevs": ["f"]})).await.unwrap();
+    world.end().await;
+    let mut world = World::start(directory.path()).await;
+    assert_eq!(world.pool().await.bdevs, ["g", "h"]);
+    assert_eq!(world.names().await, ["tank/a"]);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_removal_is_refused_for_want_of_room_and_says_so_when_it_is_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::with_volume(directory.path()).await;
+    let remove = json!({"name": "tank", "bdev": "r"});
+    let error = world.refusal("pool.remove", remove.clone()).await;
+    assert!(error.message.contains("the only one"), "{error:?}");
+    world.make("ram", "s", None).await;
+    world.ask("pool.add", json!({"name": "tank", "bdevs": ["s"]})).await.unwrap();
+    // Both are asked before the owner has had a turn in between.
+    let begun = world.begin("pool.remove", remove.clone());
+    let cancel = json!({"name": "tank", "bdev": "r", "cancel": true});
+    let cancelled = world.ask("pool.remove", cancel.clone()).await;
+    assert!(begun.await.unwrap().is_ok());
+    let removed = |control: &mut Control| control.pools.open["tank"].removing.is_none();
+    until(&mut world, removed).await;
+    let info = world.pool().await;
+    match cancelled {
+        Ok(_) => assert!(info.warnings[0].contains("cancelled"), "{info:?}"),
+        Err(_) => assert_eq!(info.bdevs, ["s"]),
+    }
+    let error = world.refusal("pool.remove", cancel).await;
+    assert!(error.message.contains("not being removed"), "{error:?}");
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_volume_is_reserved_and_what_does_not_fit_is_refused_with_the_amount() {
     let directory = tempfile::tempdir().unwrap();
     let mut world = World::with_volume(directory.path()).await;

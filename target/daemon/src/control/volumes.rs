@@ -21,6 +21,8 @@ use volume::{Call, CreateVolume, PoolInfo, VolumeError, VolumeInfo};
 use super::Control;
 use super::exports::{Place, bdev_error, in_use};
 use super::gathering::{Found, Question};
+use super::pool_devices::Joining;
+use super::pools::Pools;
 use super::socket::Reply;
 use super::volume_bdev::VolumeBdev;
 use crate::limits::{MAX_CALLS, MAX_POOL_CALLS, REMOVAL_LIMIT};
@@ -48,6 +50,12 @@ pub(super) enum Then {
     Change(Change, Reply),
     /// Something that is told as it comes.
     Tell(Reply),
+    /// A block device is one of the pool's.
+    Join(Box<Joining>),
+    /// One is on its way out; it has gone; it stays, as somebody wished.
+    Remove(String, Reply),
+    Removed(String),
+    Cancel(Reply),
     /// All volumes, after a rollback of this one.
     RolledBack(String, Reply),
 }
@@ -76,6 +84,22 @@ pub(super) struct Rollback {
     limit: Instant,
 }
 
+impl Pools {
+    /// Keeps what becomes of the answer to a call; the call's number.
+    pub(super) fn enter_call(&mut self, pool: &str, then: Then) -> u64 {
+        assert!(self.calls.len() < MAX_POOL_CALLS, "more calls to pools than can wait");
+        let id = self.next_id;
+        self.next_id += 1;
+        self.calls.insert(id, PoolCall { pool: pool.to_owned(), then });
+        id
+    }
+
+    /// What becomes of the answers that a pool has not given yet.
+    pub(super) fn calls_to(&self, pool: &str) -> impl Iterator<Item = &Then> {
+        self.calls.values().filter(move |call| call.pool == pool).map(|call| &call.then)
+    }
+}
+
 impl Control {
     /// Asks the owner of a pool that is open.
     pub(super) fn ask_pool(&mut self, pool: &str, call: Call, then: Then) {
@@ -83,10 +107,7 @@ impl Control {
             return self.fail_call(pool, then, &self.unknown_pool(pool));
         };
         let place = open.place;
-        assert!(self.pools.calls.len() < MAX_POOL_CALLS, "more calls to pools than can wait");
-        let id = self.pools.next_id;
-        self.pools.next_id += 1;
-        self.pools.calls.insert(id, PoolCall { pool: pool.to_owned(), then });
+        let id = self.pools.enter_call(pool, then);
         let call = Box::new(call);
         // Core 0 has the owner's lane.
         self.tell(0, CoreMessage::PoolCall { pool: place, id, call, now_s: now_s() });
@@ -164,6 +185,15 @@ impl Control {
                 let extents = extents.map(|(start, bytes)| Extent { start, bytes }).collect();
                 let _ = reply.send(Ok(json!(Difference { extents, next })));
             }
+            (Then::Tell(reply), Answer::Pool(info)) => {
+                drop(reply.send(Ok(json!(self.pool_info(&info)))));
+            }
+            (Then::Join(joining), Answer::Pool(info)) => self.finish_join(joining, &info),
+            (Then::Remove(bdev, reply), Answer::Done) => self.begin_removal(pool, bdev, reply),
+            (Then::Removed(bdev), Answer::Done) => self.finish_removal(pool, &bdev),
+            (Then::Cancel(reply), Answer::Done) => {
+                self.ask_pool(pool, Call::Info, Then::Tell(reply));
+            }
             (Then::Nothing, _) => {}
             (then, answer) => {
                 let message = format!("pool {pool} gave an answer to another question: {answer:?}");
@@ -184,7 +214,11 @@ impl Control {
                 self.handle_checkpoint(pool);
             }
             Then::Nothing | Then::Watch => {}
-            Then::Tell(reply) => drop(reply.send(Err(error))),
+            Then::Tell(reply) | Then::Remove(_, reply) | Then::Cancel(reply) => {
+                drop(reply.send(Err(error)));
+            }
+            Then::Join(joining) => self.fail_join(*joining, error),
+            Then::Removed(bdev) => self.fail_removal(pool, &bdev, &error),
             Then::Change(change, reply) => match change {
                 Change::RolledBack(volume) => self.serve_again(&volume, reply, Err(error)),
                 Change::Deleted(volume) | Change::Renamed(volume) => {

@@ -26,6 +26,7 @@
 mod checkpoint;
 mod entry;
 mod load;
+mod moving;
 mod nodes;
 mod places;
 mod release;

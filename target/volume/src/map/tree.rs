@@ -202,7 +202,8 @@ impl Tree {
     }
 
     /// Whether blocks `mask` of an entry are own, having looked whether they could be: all of them
-    /// there, in clusters that nobody else holds, in a leaf that nobody else has.
+    /// there, in clusters that nobody else holds, of devices that are written, in a leaf that
+    /// nobody else has.
     pub fn adopt(&mut self, at: At, mask: u16, space: &Space) -> bool {
         let Some((leaf, head)) = self.unshared_leaf(at) else { return false };
         let slot = leaf_slot(at.index);
@@ -222,7 +223,7 @@ impl Tree {
         let wanted = clusters.iter().filter(|(_, blocks)| blocks & mask & !own != 0);
         let mut found = 0;
         for (cluster, blocks) in wanted {
-            if !unshared || space.holders(cluster) != 1 {
+            if !unshared || space.holders(cluster) != 1 || space.is_readonly(cluster) {
                 return false;
             }
             found |= blocks;
@@ -506,7 +507,7 @@ impl Tree {
     }
 
     /// A line, which nobody sees before the entry is stored.
-    fn new_line(&mut self, places: &Places) -> Entry {
+    pub(super) fn new_line(&mut self, places: &Places) -> Entry {
         let line = self.lines.add();
         self.map.lines.make(line);
         for (atom, cluster) in self.map.lines.row(line).iter().zip(places.at) {

@@ -100,6 +100,15 @@ pub enum Call {
     /// Takes the last checkpoint, which says that the pool was given up in order. The caller has
     /// seen the end of all I/O.
     Export,
+    /// Block devices, by name, have so many bytes: those that have become larger are used to their
+    /// end. Answered with the [`PoolInfo`].
+    Grow(Vec<(String, u64)>),
+    /// Begins to move everything from a block device to the others, and then lets it go.
+    Remove(String),
+    /// Answered when the removal that was begun has ended, or failed.
+    AwaitRemoval,
+    /// Gives it up, which is a failure of it.
+    CancelRemoval(String),
 }
 
 /// A volume to be made.
@@ -207,6 +216,14 @@ pub enum VolumeError {
         /// What is wrong.
         reason: String,
     },
+    /// A device that cannot come, grow or go.
+    #[error("{device}: {reason}")]
+    Device {
+        /// The block device.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
     /// The journal cannot be written.
     #[error("the pool takes no changes: its journal cannot be written")]
     Broken,
@@ -250,7 +267,7 @@ pub(super) struct Freezing {
     change: Change,
 }
 
-type Outcome = Result<Option<Reply>, VolumeError>;
+pub(super) type Outcome = Result<Option<Reply>, VolumeError>;
 
 impl Owner {
     /// Takes a call; the answer comes by [`Owner::next_reply`].
@@ -332,7 +349,7 @@ impl Owner {
                 volume.frozen = false;
             }
         }
-        self.tell_lanes(&ToLane::Thaw(volumes));
+        self.tell_lanes(|| ToLane::Thaw(Arc::clone(&volumes)));
         if let Err(error) = outcome {
             self.reply(id, Err(error));
         }
@@ -459,6 +476,9 @@ impl Owner {
                 self.superblock.state = PoolState::Exported;
                 self.calls.checkpoints.push(id);
             }
+            Call::Grow(_) | Call::Remove(_) | Call::AwaitRemoval | Call::CancelRemoval(_) => {
+                return self.execute_devices(id, call);
+            }
         }
         Ok(None)
     }
@@ -543,7 +563,7 @@ impl Owner {
                 volume.frozen = true;
             }
         }
-        self.tell_lanes(&ToLane::Freeze(Arc::clone(&volumes)));
+        self.tell_lanes(|| ToLane::Freeze(Arc::clone(&volumes)));
         let left = self.shared.to_lane.len();
         self.freezing = Some(Freezing { left, id, volumes, change });
         Ok(None)

@@ -23,7 +23,8 @@ impl Owner {
         let volumes = self.volumes.values().map(|volume| volume.root());
         let damaged = self.damaged.iter().filter_map(|damaged| damaged.root);
         let roots: Vec<u32> = volumes.chain(damaged).collect();
-        let pending: Vec<_> = self.releases.iter().filter_map(only_map).collect();
+        let pending = self.releases.iter().filter_map(only_map);
+        let pending: Vec<_> = pending.chain(self.held_copies()).collect();
         let faults = self.tree.check(&roots, &pending, &self.space);
         let mut found: Vec<String> = faults.iter().map(describe).collect();
         self.check_pages(&mut found);

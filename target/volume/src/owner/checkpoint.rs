@@ -130,7 +130,8 @@ impl Owner {
     /// again.
     fn begin_checkpoint(&mut self) {
         let (used, blocks) = self.journal.usage();
-        let asked = self.checkpoint.wanted || !self.calls.checkpoints.is_empty();
+        let called = self.checkpoint.wanted || !self.calls.checkpoints.is_empty();
+        let asked = called || self.devices_want_checkpoint();
         let wanted = used * 2 > blocks || asked;
         let broken = self.journal.is_broken();
         let late = self.pending.oldest().is_some_and(|oldest| oldest <= self.last_change);
@@ -147,6 +148,7 @@ impl Owner {
             true => self.journal.next(),
             false => self.oldest_pending(),
         };
+        self.give_copies_to_checkpoint();
         let frozen = self.volumes.values_mut().map(|volume| Frozen {
             descriptor: volume.descriptor.clone(),
             extent: volume.extent,
@@ -268,6 +270,7 @@ impl Owner {
     fn write_superblocks(&mut self) {
         self.superblock.generation += 1;
         self.superblock.journal_start = self.checkpoint.start;
+        self.name_areas(self.checkpoint.start);
         let next_volume =
             std::mem::replace(&mut self.superblock.next_volume, self.checkpoint.next_volume);
         for (device, bytes) in superblocks(&self.superblock) {
@@ -316,6 +319,8 @@ impl Owner {
             self.reply(id, Ok(Reply::Done));
         }
         self.checkpoint.step = Step::Idle;
+        self.use_named_devices();
+        self.go_on_after_checkpoint();
     }
 
     /// Only now: until the superblock is durable, a crash goes back to the checkpoint before.

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use uuid::Uuid;
 
-use super::{Owner, Reply};
+use super::{Owner, Removal, Reply};
 use crate::format::VolumeKind;
-use crate::limits::{BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DIFF_LEAVES, LEAVES_PER_TURN};
+use crate::limits::{
+    BLOCK_BYTES, CLUSTER_BLOCKS, CLUSTER_BYTES, DEVICE_SHIFT, DIFF_LEAVES, LEAVES_PER_TURN,
+};
 use crate::map::Root;
 
 /// A volume or snapshot.
@@ -76,6 +78,25 @@ pub struct PoolInfo {
     pub damaged: Vec<(String, String)>,
     /// It takes no writes, because its journal cannot be written.
     pub broken: bool,
+    /// Its block devices.
+    pub devices: Vec<DeviceInfo>,
+    /// One of them is on its way out.
+    pub removal: Option<Removal>,
+}
+
+/// A block device of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name.
+    pub name: String,
+    /// Its number in the pool.
+    pub index: usize,
+    /// Bytes of it that the pool uses, in clusters.
+    pub bytes: u64,
+    /// Bytes that hold something.
+    pub used_bytes: u64,
+    /// It has a copy of the journal.
+    pub journal: bool,
 }
 
 /// A [`Call::List`](super::Call::List) on its way.
@@ -217,6 +238,24 @@ impl Owner {
             volumes: self.volumes.len(),
             damaged: damaged.map(|d| (d.entry.name.clone(), d.why.clone())).collect(),
             broken: self.journal.is_broken(),
+            devices: self.device_infos(),
+            removal: self.removal_info(),
         }
+    }
+
+    fn device_infos(&self) -> Vec<DeviceInfo> {
+        let slots = self.superblock.devices.iter().enumerate().filter(|(_, slot)| slot.present);
+        let journal = |index: usize| {
+            let areas = self.superblock.journal.iter();
+            areas.into_iter().any(|area| area.first_cluster >> DEVICE_SHIFT == index as u32)
+        };
+        let infos = slots.map(|(index, slot)| DeviceInfo {
+            name: self.names[index].clone(),
+            index,
+            bytes: u64::from(slot.clusters) * u64::from(CLUSTER_BYTES),
+            used_bytes: self.space.used_clusters(index) * u64::from(CLUSTER_BYTES),
+            journal: journal(index),
+        });
+        infos.collect()
     }
 }

@@ -22,7 +22,8 @@ pub(crate) struct Position {
 }
 
 pub(crate) struct Journal {
-    areas: [JournalArea; 2],
+    /// The two copies, and places where they come.
+    areas: Vec<JournalArea>,
     pool: Uuid,
     /// Of the block that is being filled; its sequence number is `next`.
     builder: BlockBuilder,
@@ -43,8 +44,10 @@ struct Block {
     sequence: u64,
     buffer: DmaBuffer,
     fua: bool,
-    copies_left: u8,
-    failures: u8,
+    copies_left: usize,
+    /// Copies that were not written.
+    failures: usize,
+    copies: usize,
 }
 
 impl Journal {
@@ -57,7 +60,7 @@ impl Journal {
     ) -> Self {
         assert!(buffers.len() == JOURNAL_BUFFERS && next > 0);
         Self {
-            areas,
+            areas: areas.to_vec(),
             pool,
             builder: BlockBuilder::new(pool, incarnation, next),
             next,
@@ -114,7 +117,7 @@ impl Journal {
 
     /// Blocks in use, and all there are.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        (self.next - self.start, u64::from(self.areas[0].blocks.min(self.areas[1].blocks)))
+        (self.next - self.start, u64::from(self.areas[0].blocks))
     }
 
     /// Room for the records of a write of the largest size. `reserved`: for what must go on when
@@ -168,7 +171,14 @@ impl Journal {
         let Some(buffer) = self.buffers.pop() else { unreachable!("has_room was not asked") };
         buffer.span().write_obj(0, self.builder.finish(self.closed_up_to));
         let sequence = self.next;
-        self.sealed.push_back(Block { sequence, buffer, fua, copies_left: 2, failures: 0 });
+        self.sealed.push_back(Block {
+            sequence,
+            buffer,
+            fua,
+            copies_left: 0,
+            failures: 0,
+            copies: 0,
+        });
         self.next += 1;
         self.builder.reset(self.next);
     }
@@ -184,8 +194,10 @@ impl Journal {
             }
         }
         while self.in_flight.len() < JOURNAL_DEPTH
-            && let Some(block) = self.sealed.pop_front()
+            && let Some(mut block) = self.sealed.pop_front()
         {
+            block.copies = self.areas.len();
+            block.copies_left = block.copies;
             for area in &self.areas {
                 let op = Op::Write { fua: block.fua };
                 let place = place(area, block.sequence);
@@ -204,13 +216,26 @@ impl Journal {
         if !status.is_success() {
             block.failures += 1;
             tracing::error!(sequence, ?status, "a copy of a journal block cannot be written");
-            self.broken |= block.failures == 2;
+            self.broken |= block.failures == block.copies;
         }
         while self.in_flight.front().is_some_and(|block| block.copies_left == 0)
             && let Some(block) = self.in_flight.pop_front()
         {
             self.buffers.push(block.buffer);
         }
+    }
+
+    /// Blocks go there, too, from the next one that is filled on. The places are as large as those
+    /// there are.
+    pub(crate) fn add_areas(&mut self, areas: impl Iterator<Item = JournalArea>) {
+        self.areas.extend(areas);
+    }
+
+    /// Blocks go to these two places alone. Those where they do not go any more.
+    pub(crate) fn set_areas(&mut self, areas: [JournalArea; 2]) -> Vec<JournalArea> {
+        let mut before = std::mem::replace(&mut self.areas, areas.to_vec());
+        before.retain(|area| !areas.contains(area));
+        before
     }
 
     /// A checkpoint holds everything before this block.

@@ -8,6 +8,8 @@ mod check;
 mod checkpoint;
 mod clear;
 mod closing;
+mod devices;
+mod evacuate;
 mod info;
 pub(crate) mod inspect;
 mod journal;
@@ -39,7 +41,8 @@ use crate::shared::{Shared, ToLane, ToOwner, pop};
 use crate::space::Space;
 
 pub use calls::{Call, CreateVolume, Reply, VolumeError};
-pub use info::{PoolInfo, VolumeInfo};
+pub use evacuate::Removal;
+pub use info::{DeviceInfo, PoolInfo, VolumeInfo};
 pub use planted::Planted;
 
 use calls::{Calls, Freezing};
@@ -97,6 +100,13 @@ pub(crate) struct Owner {
     epoch: OwnerEpoch,
     checkpoint: Checkpoint,
     superblock: Superblock,
+    /// Of the block devices, by their numbers.
+    names: Vec<String>,
+    /// What is going on with them.
+    changing: devices::Devices,
+    /// Who waits for the end of a removal, or what became of the last one.
+    removal_call: Option<u64>,
+    removal: Option<Result<(), VolumeError>>,
     volumes: BTreeMap<u32, Volume>,
     damaged: Vec<Damaged>,
     last_head: u64,
@@ -214,6 +224,8 @@ impl Owner {
             Token::Journal(sequence) => self.journal.handle_written(sequence, status),
             Token::Close => self.handle_flushed(status),
             Token::Checkpoint(index) => self.handle_checkpoint(index, status),
+            Token::Label => self.handle_label(status),
+            Token::Move(index) => self.handle_moved(index, status),
             Token::Request(_) => unreachable!("the lane's"),
         }
     }
@@ -230,6 +242,7 @@ impl Owner {
         self.poll_covers();
         self.poll_calls();
         self.poll_closing(context);
+        work += self.poll_devices(context);
         self.poll_checkpoint(context);
         self.ready.append(&mut self.stalled);
         for _ in 0..self.ready.len() {
@@ -264,6 +277,7 @@ impl Owner {
             || self.calls.has_work()
             || self.covers.is_busy()
             || self.freezing.is_some()
+            || !matches!(self.changing, devices::Devices::Still)
             || !self.settling.is_empty()
             || !self.lists.is_empty()
             || self.journal.has_work()
@@ -305,16 +319,17 @@ impl Owner {
                             freezing.left -= 1;
                         }
                     }
+                    ToOwner::Devices => self.handle_lane_devices(),
                 }
             }
         }
     }
 
     /// Says something to every lane.
-    fn tell_lanes(&self, message: &ToLane) {
+    fn tell_lanes(&self, message: impl Fn() -> ToLane) {
         for ring in &self.shared.to_lane {
-            let sent = ring.push(message.clone());
-            assert!(sent.is_ok(), "one freeze at a time");
+            let sent = ring.push(message());
+            assert!(sent.is_ok(), "one freeze, and one change of devices, at a time");
         }
     }
 

@@ -50,6 +50,14 @@ pub enum Planted {
     RecoverWithoutFlush,
     /// The journal goes on with the old incarnation after recovery.
     OldIncarnation,
+    /// A device that comes is used before a superblock that names it is durable.
+    DeviceUsedUnnamed,
+    /// Blocks are overwritten in place while they are moved.
+    MoveOwn,
+    /// A copy of a cluster is named before it has been written.
+    MoveUnwritten,
+    /// A copy of a cluster is overwritten in place before a checkpoint names it.
+    MoveUnheld,
     /// What is free in the windows of other streams is not given.
     WindowsKept,
     /// A write is refused although something is being released.
@@ -83,6 +91,10 @@ impl Planted {
         Planted::ReplayUnverified,
         Planted::RecoverWithoutFlush,
         Planted::OldIncarnation,
+        Planted::DeviceUsedUnnamed,
+        Planted::MoveOwn,
+        Planted::MoveUnwritten,
+        Planted::MoveUnheld,
         Planted::WindowsKept,
         Planted::RefusedBeforeReleases,
         Planted::SharedStaysCovered,

@@ -60,6 +60,9 @@ pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, 
     let bugs = Bugs::new(planted);
     let shared = Arc::new(Shared::new(Arc::new(Map::new()), lanes));
     let mut owner = Owner::empty(Arc::clone(&shared), superblock, memory, bugs)?;
+    for (name, at) in owner.names.iter_mut().zip(&order) {
+        *name = at.map_or(String::new(), |at| bdevs[at].name().to_owned());
+    }
     let mut recovery = Recovery { owner: &mut owner, devices: &mut devices, io: &io };
     recovery.run(force)?;
     drop(devices);
@@ -189,6 +192,10 @@ impl Owner {
             epoch: OwnerEpoch::new(),
             checkpoint: Checkpoint::default(),
             superblock,
+            names: vec![String::new(); MAX_DEVICES],
+            changing: Default::default(),
+            removal_call: None,
+            removal: None,
             volumes: Default::default(),
             damaged: Vec::new(),
             last_head: 0,

@@ -290,6 +290,7 @@ impl Owner {
         let state = self.entries.entry(key).or_default();
         if state.cluster == 0
             && let Some(cluster) = self.tree.own_cluster(at)
+            && !self.space.is_readonly(cluster)
         {
             let (entry, _) = self.shared.map.entry(at.root, at.index);
             state.cluster = cluster;
@@ -658,7 +659,8 @@ impl Owner {
         }
         let releasing =
             !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_helps();
-        if !releasing || self.bugs.is(Planted::RefusedBeforeReleases) {
+        let waits = releasing || self.removal_yields();
+        if !waits || self.bugs.is(Planted::RefusedBeforeReleases) {
             if pending == 0 {
                 return Look::Ends(Status::CAPACITY_EXCEEDED);
             }

@@ -151,6 +151,7 @@ impl Space {
     pub fn remove_device(&mut self, device: usize) {
         self.set_readonly(device, true);
         self.devices[device] = Device::default();
+        self.pages.set_readonly(device, false);
         self.set_reserve();
     }
 
@@ -341,6 +342,31 @@ impl Space {
             }
             _ => false,
         }
+    }
+
+    /// Takes clusters side by side on a device that are never given to anybody; the first of them.
+    pub fn take_fixed(&mut self, device: usize, clusters: u32) -> Option<u32> {
+        for number in 0..self.windows.len() {
+            self.empty_window(number);
+        }
+        let first = cluster_at(device, self.devices[device].free_run(clusters)?);
+        (first..first + clusters).for_each(|cluster| _ = self.mark_fixed(cluster));
+        Some(first)
+    }
+
+    /// Gives back what was fixed.
+    pub fn free_fixed(&mut self, first: u32, clusters: u32) {
+        for cluster in first..first + clusters {
+            assert!(self.count(cluster) == FIXED, "cluster {cluster:#x} is not fixed");
+            self.devices[device_of(cluster)].fixed_count -= 1;
+            self.free_cluster(cluster);
+        }
+    }
+
+    /// Whether nothing is taken where this cluster is.
+    #[inline]
+    pub fn is_readonly(&self, cluster: u32) -> bool {
+        self.devices[device_of(cluster)].readonly
     }
 
     /// The run ends; what is free in its window is free for everybody.

@@ -151,7 +151,7 @@ impl Space {
 
 impl super::Device {
     /// The first of so many free clusters side by side.
-    fn free_run(&self, wanted: u32) -> Option<u32> {
+    pub(super) fn free_run(&self, wanted: u32) -> Option<u32> {
         if self.readonly || self.clusters == 0 {
             return None;
         }
