@@ -8,7 +8,7 @@ use dma::{DmaBuffer, Pool as Memory};
 use std::time::Instant;
 
 use super::changes::Change;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, superblocks};
 use super::closing::Closing;
 use super::journal::{Journal, place};
 use super::load::Loader;
@@ -19,6 +19,7 @@ use crate::devices::{Devices, Place};
 use crate::epoch::OwnerEpoch;
 use crate::format::{
     CatalogEntry, PAGE_BYTES, PoolState, Record, Superblock, VolumeDescriptor, crc64, decode_block,
+    slots,
 };
 use crate::lane::Lane;
 use crate::limits::{
@@ -258,6 +259,7 @@ impl Recovery<'_> {
         self.owner.give_up_damaged(force)?;
         let (blocks, closed_up_to) = self.read_journal()?;
         self.replay(&blocks, closed_up_to)?;
+        self.renew_labels()?;
         // What was read may be in a volatile cache: it must not be lost after something has been
         // written that relies on it.
         if !self.owner.bugs.is(Planted::RecoverWithoutFlush) {
@@ -266,6 +268,21 @@ impl Recovery<'_> {
             }
         }
         self.settle(blocks.len() as u64);
+        Ok(())
+    }
+
+    /// A device on which the newest superblock did not arrive gets it now, in the places where it
+    /// was to be: the next one replaces the one before, which is all that such a device has.
+    fn renew_labels(&mut self) -> Result<(), PoolError> {
+        let superblock = self.owner.superblock.clone();
+        for (index, bytes) in superblocks(&superblock) {
+            let Some(device) = &mut self.devices[index] else { continue };
+            if read_label(device, self.io)?.generation < superblock.generation {
+                for offset in slots(superblock.generation) {
+                    device.write(offset, &bytes[..], self.io)?;
+                }
+            }
+        }
         Ok(())
     }
 
