@@ -30,6 +30,13 @@ fn ten_thousand_ends_break_no_promise() {
 }
 
 #[test]
+fn a_device_that_missed_the_newest_superblock_gets_it_before_there_is_a_newer_one() {
+    let mut config = Config::from_seed(517);
+    config.devices.iter_mut().for_each(|device| device.latency = None);
+    run(517, &config).unwrap();
+}
+
+#[test]
 fn a_seed_is_the_same_run_each_time() {
     for seed in [3, 4] {
         let config = Config::from_seed(seed);
