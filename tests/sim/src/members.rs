@@ -26,7 +26,8 @@ impl Life {
     /// Plans that a device comes, grows or goes.
     pub(crate) fn plan_devices(&mut self) {
         let all = self.pool.world.devices();
-        if all.len() < 2 {
+        // On a device that fails, coming and going fail as well: not with the pool, but before.
+        if all.len() < 2 || !self.config.faults.is_empty() {
             return;
         }
         let names: Vec<String> = all.iter().map(|bdev| bdev.name().to_owned()).collect();

@@ -1,18 +1,20 @@
 //! DMA memory that one life after another uses: arenas are for the life of a process, and a test
 //! has ten thousand lives.
 
-use std::cell::RefCell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dma::limits::MAX_BLOCK_BYTES;
 use dma::{Arena, DmaSpan, Pool};
 
-thread_local! {
-    /// Arenas that nobody uses, by what they are large enough for.
-    static IDLE: RefCell<Vec<&'static Arena>> = const { RefCell::new(Vec::new()) };
+/// Arenas that nobody uses.
+static IDLE: Mutex<Vec<&'static Arena>> = Mutex::new(Vec::new());
+
+fn idle() -> MutexGuard<'static, Vec<&'static Arena>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Arenas of this thread's. They go back when this is dropped, and by then nothing may be in
-/// flight in a world that goes on.
+/// Arenas for a life. They go back when this is dropped, and by then nothing may be in flight in a
+/// world that goes on.
 #[derive(Debug)]
 pub struct Memory {
     /// What is carved for good: it goes back whole, and zero.
@@ -55,11 +57,11 @@ impl Memory {
 
 fn take(bytes: usize) -> &'static Arena {
     let bytes = bytes.next_multiple_of(4096);
-    let idle = IDLE.with_borrow_mut(|idle| {
-        let fits = idle.iter().position(|arena| arena.bytes() == bytes);
-        fits.map(|at| idle.swap_remove(at))
-    });
-    idle.unwrap_or_else(|| Arena::plain_pages(bytes).expect("memory for an arena"))
+    let mut idle = idle();
+    let fits = idle.iter().position(|arena| arena.bytes() == bytes);
+    let found = fits.map(|at| idle.swap_remove(at));
+    drop(idle);
+    found.unwrap_or_else(|| Arena::plain_pages(bytes).expect("memory for an arena"))
 }
 
 impl Drop for Memory {
@@ -67,6 +69,6 @@ impl Drop for Memory {
         drop(self.pools());
         let whole = self.pools.at_iova(self.pools.iova(), self.pools.bytes() as u32);
         self.pools.give_back(whole.expect("the arena has itself"));
-        IDLE.with_borrow_mut(|idle| idle.extend([self.pools, self.own]));
+        idle().extend([self.pools, self.own]);
     }
 }
