@@ -37,7 +37,9 @@ impl Life {
             (0, Some(_)) => self.changing.device.clone().map(Plan::CancelRemoval),
             (_, Some(_)) => None,
             (0, None) => Some(Plan::Grow),
-            (1, None) if !spares.is_empty() => Some(Plan::Add(self.random.pick(&spares).clone())),
+            (1 | 2, None) if !spares.is_empty() => {
+                Some(Plan::Add(self.random.pick(&spares).clone()))
+            }
             _ => Some(Plan::Remove(self.random.pick(&members).clone())),
         };
         self.script.extend(plan);

@@ -226,6 +226,9 @@ impl Owner {
                     return self.undo_add(adding);
                 };
                 adding.step = Step::Labels { left };
+                if self.bugs.is(Planted::DeviceUsedUnnamed) {
+                    self.space.add_device(adding.index, adding.slot.clusters);
+                }
             }
             Step::Labels { left: 0 } if adding.status.is_success() => {
                 let left = context.devices.flush_one(adding.index, Token::Label);
@@ -284,9 +287,6 @@ impl Owner {
         self.superblock = self.with_device(adding.index, adding.slot);
         self.names[adding.index] = adding.name.clone();
         adding.step = Step::Superblock { above: self.superblock.generation };
-        if self.bugs.is(Planted::DeviceUsedUnnamed) {
-            self.space.add_device(adding.index, adding.slot.clusters);
-        }
     }
 
     fn undo_add(&mut self, mut adding: Box<Adding>) {
