@@ -375,7 +375,7 @@ fn a_device_that_is_used_before_a_superblock_names_it_is_found() {
     find_where(Planted::DeviceUsedUnnamed, |config| {
         restless(config);
         for device in config.devices.iter_mut().chain(&mut config.spares) {
-            (device.slow_flushes, device.volatile_write_cache) = (6, true);
+            (device.latency, device.volatile_write_cache) = (Some(25), true);
         }
     });
 }
