@@ -40,8 +40,9 @@ pub const JOURNAL_SPARSE: usize = 4;
 pub const MAX_JOURNAL_BYTES: u64 = 128 << 20;
 /// See [`MAX_JOURNAL_BYTES`].
 pub const MIN_JOURNAL_BYTES: u64 = 256 << 10;
-/// Pages of a checkpoint in flight, in writes.
-pub const CHECKPOINT_DEPTH: usize = 16;
+/// Pages of a checkpoint in flight, in writes. With debug assertions so few that the simulator's
+/// small pools take as long for a checkpoint as large ones: much else happens meanwhile.
+pub const CHECKPOINT_DEPTH: usize = if cfg!(debug_assertions) { 2 } else { 16 };
 /// Bytes of one write of a checkpoint at most.
 pub const CHECKPOINT_WRITE_BYTES: u32 = CLUSTER_BYTES;
 /// Leaves that are taken apart or cleared in one turn.
@@ -52,6 +53,8 @@ pub const JOURNAL_BUFFERS: usize = 4 * JOURNAL_DEPTH;
 pub const RECORDS_MARGIN: u64 = 6;
 /// Journal blocks that first touches leave to everything else.
 pub const JOURNAL_MARGIN: u64 = 24;
+/// Flushes that fail in a row before a pool takes no writes any more.
+pub const MAX_FAILED_FLUSHES: u32 = 10;
 /// Largest I/O on a volume in bytes.
 pub const MAX_IO_BYTES: u32 = 4 << 20;
 /// Open records that begin a closing, whether somebody waits for it or not.
@@ -100,6 +103,9 @@ const _: () = assert!(
 pub const MIN_DEVICE_CLUSTERS: u32 = 32;
 /// Releases that are freed in one turn, and mappings that lose their guard, at least.
 pub const ITEMS_PER_TURN: usize = 64;
+/// Closed mappings whose guard stays until others come. With debug assertions some, as there are in
+/// a pool with thousands of them; see [`CHECKPOINT_DEPTH`].
+pub const LATE_GUARDS: usize = if cfg!(debug_assertions) { 12 } else { 0 };
 /// Pages of the catalog: some 40,000 volumes and snapshots.
 pub const MAX_CATALOG_PAGES: u32 = 1024;
 

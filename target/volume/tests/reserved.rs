@@ -73,6 +73,7 @@ fn a_reserved_volume_is_written_to_its_end_on_a_pool_that_others_have_filled() {
 #[test]
 fn what_does_not_fit_is_refused_with_the_amount_that_is_missing() {
     let mut rig = Rig::new(&[64 * MIB]);
+    rig.call(Call::Checkpoint).unwrap();
     let available = info(&mut rig).available_bytes;
     let Err(VolumeError::Space { missing }) = rig.try_create("a", 256 * MIB, 4096, true) else {
         panic!()

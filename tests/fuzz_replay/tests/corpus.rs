@@ -27,6 +27,11 @@ fn corpus_of_capsule() {
 }
 
 #[test]
+fn corpus_of_pool_image() {
+    replay("pool_image", fuzz_replay::pool_image);
+}
+
+#[test]
 fn corpus_of_private_data() {
     replay("private_data", fuzz_replay::private_data);
 }
@@ -86,6 +91,11 @@ proptest! {
     #[test]
     fn any_capsules_and_events(bytes in bytes(4000)) {
         fuzz_replay::capsule(&bytes);
+    }
+
+    #[test]
+    fn any_pool_image(bytes in bytes(200)) {
+        fuzz_replay::pool_image(&bytes);
     }
 
     #[test]

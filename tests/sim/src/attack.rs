@@ -53,7 +53,7 @@ fn recover(
         statistics.add(&found.map_err(after)?);
     }
     pool.world.hurry(true);
-    let model = compare(&mut pool, &before.model, end)?;
+    let model = compare(&mut pool, before, end)?;
     if before.generation + 1 < GENERATIONS && random.one_in(16) {
         pool.world.hurry(false);
         pool.world.watch(Watch::OneIn(32));
@@ -69,9 +69,10 @@ fn recover(
 /// Compares all that a pool holds with the model, and gives what the next life begins with.
 fn compare<'a>(
     pool: &mut Pool,
-    model: &'a Model,
+    before: &'a Life,
     end: End,
 ) -> Result<impl FnOnce() -> Model + use<'a>, Failure> {
+    let (model, spread) = (&before.model, before.config.spread);
     let info = pool.info()?;
     if info.broken || !info.damaged.is_empty() {
         return Err(Failure::Damaged { what: format!("{info:?}") });
@@ -79,10 +80,10 @@ fn compare<'a>(
     pool.check()?;
     let infos = pool.open_all()?;
     let bytes: BTreeMap<String, u64> =
-        infos.iter().map(|info| (info.name.clone(), info.bytes)).collect();
+        infos.iter().map(|info| (info.name.clone(), spread.model_size(info.bytes))).collect();
     let mut check = Check::new(model, end, &bytes)?;
     for info in &infos {
-        pool.read_all(&info.name, |bytes| Ok(check.units(&info.name, bytes)?))?;
+        pool.read_all(&info.name, spread, |bytes| Ok(check.units(&info.name, bytes)?))?;
     }
     Ok(|| check.into_model())
 }

@@ -51,6 +51,15 @@ impl Life {
                 return self.step_on();
             }
             match self.asked.take() {
+                other if self.checkpoint == Some(id) => {
+                    (self.asked, self.checkpoint) = (other, None);
+                    if self.breaks(&reply) {
+                        return self.step_on();
+                    }
+                    if !matches!(reply, Ok(Reply::Done)) {
+                        return Err(Failure::Reply { reply: format!("{reply:?}") });
+                    }
+                }
                 Some(asked) if asked.id == id => self.take_answer(asked, reply)?,
                 _ => return Err(Failure::Reply { reply: format!("{reply:?}") }),
             }
@@ -78,6 +87,14 @@ impl Life {
         self.asked.is_some() || !self.script.is_empty()
     }
 
+    /// Asks for a checkpoint now and then, while other calls go on.
+    pub(crate) fn ask_checkpoint(&mut self) {
+        let often = self.config.checkpoints;
+        if often > 0 && !self.is_broken && self.checkpoint.is_none() && self.random.one_in(often) {
+            self.checkpoint = Some(self.pool.call(Call::Checkpoint));
+        }
+    }
+
     fn begin(&mut self, plan: Plan) -> Result<(), Failure> {
         if let Plan::Add(name) = &plan {
             let id = self.begin_add(name)?;
@@ -86,12 +103,13 @@ impl Life {
             return Ok(());
         }
         let mut since = 0;
-        let model = &mut self.model;
+        let (model, spread) = (&mut self.model, self.config.spread);
         let call = match plan.clone() {
             Plan::Create { name, block_bytes, bytes, reserve } => {
                 model.begin_create(&name, block_bytes, bytes);
                 model.reserve(&name, reserve);
                 let (labels, description) = (BTreeMap::new(), String::new());
+                let bytes = spread.real_size(bytes);
                 Call::Create(CreateVolume {
                     name,
                     bytes,
@@ -115,7 +133,7 @@ impl Life {
             }
             Plan::Resize { name, bytes, force } => {
                 model.begin_resize(&name, bytes);
-                Call::Resize { name, bytes, force }
+                Call::Resize { name, bytes: spread.real_size(bytes), force }
             }
             Plan::Delete(name) => {
                 model.begin_delete(&name);
@@ -152,6 +170,11 @@ impl Life {
         asked: Asked,
         reply: Result<Reply, VolumeError>,
     ) -> Result<(), Failure> {
+        if self.breaks(&reply) {
+            // It may have happened all the same: for the model it is not answered.
+            self.script.clear();
+            return Ok(());
+        }
         let success = reply.is_ok();
         tracing::debug!(step = self.pool.world.step(), ?reply, "answered");
         match &reply {
@@ -222,6 +245,14 @@ impl Life {
             Plan::Resize { .. } | Plan::Reserve { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether an answer says that the pool takes no writes any more, which only a device that
+    /// fails can make it do.
+    fn breaks(&mut self, reply: &Result<Reply, VolumeError>) -> bool {
+        let breaks = !self.config.faults.is_empty() && matches!(reply, Err(VolumeError::Broken));
+        self.is_broken |= breaks;
+        breaks
     }
 
     /// Plans anything, if nothing is planned.

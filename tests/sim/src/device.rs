@@ -31,10 +31,8 @@ pub struct DeviceConfig {
     pub deallocated: Deallocated,
     /// I/Os that a channel takes before it is busy.
     pub depth: usize,
-    /// Of eight flushes so many take very long.
-    pub slow_flushes: u64,
-    /// What goes wrong.
-    pub faults: Faults,
+    /// Every I/O takes so many polls; `None`: each takes its own time.
+    pub latency: Option<u64>,
 }
 
 /// What a block holds after it was deallocated.
@@ -48,13 +46,18 @@ pub enum Deallocated {
     Zeroes,
 }
 
-/// What goes wrong on a device.
+/// What goes wrong on a device: one read, write or flush in so many fails, 0 for none. A write that
+/// fails has written some of its blocks.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    /// Blocks that cannot be read.
-    pub unreadable: Vec<Range<u64>>,
-    /// One write in so many fails, having written some of its blocks; 0 for none.
-    pub failing_writes: u64,
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Flushes.
+    pub flushes: u64,
+    /// The bytes where reads and writes fail; `None` for anywhere.
+    pub place: Option<Range<u64>>,
 }
 
 impl DeviceConfig {
@@ -66,8 +69,7 @@ impl DeviceConfig {
             volatile_write_cache: true,
             deallocated: Deallocated::Garbage,
             depth: 64,
-            slow_flushes: 1,
-            faults: Faults::default(),
+            latency: None,
         }
     }
 
@@ -91,6 +93,7 @@ pub(crate) struct Device {
     pub(crate) channels: Vec<Queue>,
     /// Completes everything at the next poll.
     pub(crate) hurries: bool,
+    pub(crate) faults: Faults,
     /// The next write's number.
     next_write: u64,
 }
@@ -135,7 +138,8 @@ impl Device {
 
     /// A device over what another one left behind.
     pub(crate) fn over(config: DeviceConfig, store: Store) -> Self {
-        Self { config, store, channels: Vec::new(), hurries: false, next_write: 1 }
+        let faults = Faults::default();
+        Self { config, store, channels: Vec::new(), hurries: false, faults, next_write: 1 }
     }
 
     /// Whether a flush is in flight.
@@ -194,8 +198,11 @@ impl Device {
             2 => Transfer::Piecewise,
             _ => Transfer::AtCompletion,
         };
-        let patience =
-            if self.hurries { 0 } else { queue.patience(io.op, self.config.slow_flushes, random) };
+        let patience = match self.config.latency {
+            _ if self.hurries => 0,
+            Some(polls) => polls,
+            None => queue.patience(io.op, random),
+        };
         let (write, due) = (self.next_write, queue.polls + patience);
         self.next_write += 1;
         let mut flight = InFlight { io, write, submitted: now, due, pending: sectors, transfer };
@@ -220,7 +227,7 @@ impl Device {
         done: &mut Completions,
         trace: &mut u64,
     ) {
-        let Device { config, store, channels, .. } = self;
+        let Device { config, store, channels, faults, .. } = self;
         let queue = &mut channels[channel];
         queue.polls += 1;
         let mut ready: Vec<usize> = Vec::new();
@@ -236,7 +243,7 @@ impl Device {
         for &index in &ready {
             let flight = &mut queue.in_flight[index];
             *now += 1;
-            let status = flight.complete(config, store, *now, random);
+            let status = flight.complete((config, faults), store, *now, random);
             done.push(Completion { tag: flight.io.tag, status });
             *trace = crate::random::mix(*trace ^ flight.write << 16 ^ u64::from(flight.io.tag));
         }
@@ -264,12 +271,12 @@ impl Queue {
     }
 
     /// For how many polls an I/O is in flight: mostly few, sometimes very many.
-    fn patience(&self, op: Op, slow_flushes: u64, random: &mut Random) -> u64 {
+    fn patience(&self, op: Op, random: &mut Random) -> u64 {
         if random.one_in(self.slow_one_in) {
             return random.below(self.slow_polls);
         }
         match random.below(8) {
-            kind if op == Op::Flush => random.below(if kind < slow_flushes { 1500 } else { 80 }),
+            kind if op == Op::Flush => random.below(if kind == 0 { 1500 } else { 80 }),
             0 => random.below(40),
             1..=3 => random.below(6),
             _ => 0,
@@ -356,7 +363,7 @@ impl InFlight {
 
     fn complete(
         &mut self,
-        config: &DeviceConfig,
+        (config, faults): (&DeviceConfig, &Faults),
         store: &mut Store,
         now: u64,
         random: &mut Random,
@@ -365,18 +372,21 @@ impl InFlight {
             return status;
         }
         let sectors = self.io.slba..self.io.slba + u64::from(self.io.block_count);
+        let fails = faults.meet(&self.io, config.block_bytes, random);
         match self.io.op {
-            Op::Read if config.faults.meets(&sectors) => return Status::UNRECOVERED_READ_ERROR,
+            Op::Read if fails => return Status::UNRECOVERED_READ_ERROR,
             Op::Read if self.transfer != Transfer::AtSubmission => self.read(store),
             Op::Write { fua } | Op::WriteZeroes { fua, .. } => {
-                let failing = config.faults.failing_writes;
-                if failing > 0 && random.one_in(failing) {
-                    return Status::WRITE_FAULT;
+                if !fails {
+                    self.transfer_all(store);
                 }
-                self.transfer_all(store);
                 let stable = fua || !config.volatile_write_cache;
                 store.complete(self.write, sectors, now, stable);
+                if fails {
+                    return Status::WRITE_FAULT;
+                }
             }
+            Op::Flush if fails => return Status::INTERNAL_ERROR,
             Op::Flush => store.flush(self.submitted),
             Op::Compare if !self.equals(store) => return Status::COMPARE_FAILURE.with_dnr(),
             Op::Deallocate { ranges } => self.deallocate(config, store, ranges, random),
@@ -422,7 +432,17 @@ impl InFlight {
 }
 
 impl Faults {
-    fn meets(&self, sectors: &Range<u64>) -> bool {
-        self.unreadable.iter().any(|bad| bad.start < sectors.end && sectors.start < bad.end)
+    fn meet(&self, io: &Io, block_bytes: u32, random: &mut Random) -> bool {
+        let often = match io.op {
+            Op::Read => self.reads,
+            Op::Write { .. } | Op::WriteZeroes { .. } => self.writes,
+            Op::Flush => self.flushes,
+            _ => 0,
+        };
+        let first = io.slba * u64::from(block_bytes);
+        let end = first + u64::from(io.block_count) * u64::from(block_bytes);
+        let there = |place: &Range<u64>| place.start < end && first < place.end;
+        let is_there = io.op == Op::Flush || self.place.as_ref().is_none_or(there);
+        often > 0 && is_there && random.one_in(often)
     }
 }

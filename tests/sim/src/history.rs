@@ -136,6 +136,10 @@ impl Unit {
         if self.more.is_empty() || self.versions().any(|version| version.ended >= since) {
             return;
         }
+        if self.versions().any(|version| version.acknowledged == NEVER) {
+            // A write that failed may yet come, when power loss undoes that it was called off.
+            return;
+        }
         let is_stable = self.first.stable;
         if self.versions().any(|version| version.stable != is_stable) {
             // Which of them power loss leaves is another question.

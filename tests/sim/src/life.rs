@@ -13,6 +13,7 @@ use crate::members::Changing;
 use crate::model::Model;
 use crate::pool::{Pool, SLOTS};
 use crate::random::Random;
+use crate::spread::Spread;
 use crate::traffic::Flight;
 use crate::world::End;
 
@@ -28,6 +29,10 @@ pub(crate) struct Life {
     /// The call that has not been answered, and what is to follow it.
     pub asked: Option<Asked>,
     pub script: VecDeque<Plan>,
+    /// A checkpoint that was asked for beside all that.
+    pub checkpoint: Option<u64>,
+    /// The pool takes no writes any more: a device has failed.
+    pub is_broken: bool,
     /// Devices that come and go.
     pub changing: Changing,
     /// Names are never given twice.
@@ -46,6 +51,10 @@ pub struct Statistics {
     pub calls: u64,
     /// Calls that were refused.
     pub refused: u64,
+    /// I/Os that failed with a device, and pools that took no writes any more after that.
+    pub failed: u64,
+    /// See [`Statistics::failed`].
+    pub broken: u64,
     /// Devices that were removed.
     pub removals: u64,
     /// Ends after which the pool was opened and compared with the model.
@@ -61,6 +70,8 @@ impl Statistics {
         self.full += other.full;
         self.calls += other.calls;
         self.refused += other.refused;
+        self.failed += other.failed;
+        self.broken += other.broken;
         self.removals += other.removals;
         self.points += other.points;
         self.lives += other.lives;
@@ -79,6 +90,8 @@ impl Life {
             flights: (0..SLOTS).map(|_| None).collect(),
             asked: None,
             script: VecDeque::new(),
+            checkpoint: None,
+            is_broken: false,
             changing: Changing::default(),
             next_name: 0,
             statistics: Statistics::default(),
@@ -89,23 +102,35 @@ impl Life {
     pub(crate) fn run(&mut self, operations: u64) -> Result<(), Failure> {
         let mut begun = 0;
         while begun < operations || self.is_waiting() {
+            if begun < operations {
+                self.ask_checkpoint();
+            }
             match self.random.below(16) {
                 0..=8 => {
                     let lane = self.random.below(self.pool.lanes() as u64) as usize;
                     self.turn(lane)?;
                 }
                 9..=14 if begun < operations => {
-                    begun += u64::from(self.submit_any());
+                    // What was to be closed or opened for that may never be.
+                    begun += u64::from(self.submit_any() || self.is_broken);
                     self.attack()?;
                 }
-                15 if begun < operations => self.plan_any(),
+                15 if begun < operations && !self.is_broken => self.plan_any(),
                 _ => {}
             }
         }
-        if self.random.one_in(2) {
+        // A volume of terabytes cannot be filled, and on a device that fails anything may be
+        // refused.
+        let is_plain = self.config.faults.is_empty() && self.config.spread == Spread::default();
+        if is_plain && self.random.one_in(2) {
             self.fill_up()?;
         }
-        self.pool.check()?;
+        match self.pool.check() {
+            // A checkpoint was cut short.
+            Err(Failure::Refused { .. }) if !self.config.faults.is_empty() => self.is_broken = true,
+            checked => checked?,
+        }
+        self.statistics.broken += u64::from(self.is_broken);
         for end in End::ALL {
             let image = self.pool.world.image(end);
             self.attack_image(image)?;
@@ -115,7 +140,10 @@ impl Life {
 
     /// Whether something has not ended yet.
     fn is_waiting(&self) -> bool {
-        self.is_busy() || self.is_calling() || self.changing.removal.is_some()
+        self.is_busy()
+            || self.is_calling()
+            || self.changing.removal.is_some()
+            || self.checkpoint.is_some()
     }
 
     pub(crate) fn turn(&mut self, lane: usize) -> Result<(), Failure> {

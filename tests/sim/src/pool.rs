@@ -1,6 +1,7 @@
 //! A pool that is open in a world, its lanes, and what every lane has open of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::failure::Failure;
 use crate::media::PAGE_BYTES;
 use crate::memory::Memory;
 use crate::random::Random;
+use crate::spread::Spread;
 use crate::world::World;
 
 /// Bytes of a buffer, and of the largest I/O: four clusters may be touched.
@@ -46,6 +48,7 @@ pub(crate) struct Pool {
     /// Polls since something ended, and in all: the time.
     quiet: u64,
     polls: u64,
+    poll_time: Duration,
     begun: Instant,
     done: Vec<Done>,
     memory: Memory,
@@ -109,6 +112,8 @@ impl Pool {
             next_call: 1,
             quiet: 0,
             polls: 0,
+            // What has failed is tried again after a while.
+            poll_time: Duration::from_micros(if config.faults.is_empty() { 1 } else { 100 }),
             begun: Instant::now(),
             done: Vec::new(),
             memory,
@@ -132,7 +137,7 @@ impl Pool {
     pub(crate) fn turn(&mut self, lane: usize) -> bool {
         self.polls += 1;
         self.quiet += 1;
-        let now = self.begun + Duration::from_micros(self.polls);
+        let now = self.begun + self.poll_time * self.polls as u32;
         self.lanes[lane].poll(now, &mut self.done);
         if !self.done.is_empty() {
             self.quiet = 0;
@@ -248,34 +253,53 @@ impl Pool {
     pub(crate) fn read_all(
         &mut self,
         name: &str,
+        spread: Spread,
         mut handle: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let open = &self.objects[name];
-        let (blocks, block_bytes) = (open.handle.block_count(), open.handle.block_bytes());
-        let channels = open.channels.clone();
-        let per_read = u64::from(SLOT_BYTES / block_bytes);
+        let handle_of = &self.objects[name].handle;
+        let real_size = handle_of.block_count() * u64::from(handle_of.block_bytes());
+        let size = spread.model_size(real_size);
         let (mut next, mut page) = (0, [0; PAGE_BYTES]);
-        while next < blocks {
-            let lane = (next / per_read) as usize % channels.len();
-            let count = per_read.min(blocks - next) as u32;
-            let (op, buffer) = (Op::Read, Some(self.buffer(0)));
-            let io = Io { tag: 0, op, slba: next, block_count: count, buffer };
-            let status = match self.submit(lane, channels[lane], io) {
-                true => self.wait(lane),
-                false => None,
-            };
-            if status != Some(Status::SUCCESS) {
-                let what = format!("a read of {count} blocks from {next} of {name}");
-                return Err(Failure::Status { what, status: format!("{status:?}") });
-            }
+        while next < size {
+            let part = spread.within_place(next..size.min(next + u64::from(SLOT_BYTES)));
+            self.read(name, spread.real_range(&part))?;
             // Sizes of volumes are multiples of a page, and so is that of a buffer.
-            for at in (0..count * block_bytes).step_by(PAGE_BYTES) {
+            for at in (0..(part.end - part.start) as u32).step_by(PAGE_BYTES) {
                 self.buffer(0).read(at, &mut page);
                 handle(&page)?;
             }
-            next += u64::from(count);
+            if let Some(gap) = spread.gap_behind(next).filter(|gap| *gap < real_size) {
+                self.read(name, gap..gap + PAGE_BYTES as u64)?;
+                self.buffer(0).read(0, &mut page);
+                if page != [0; PAGE_BYTES] {
+                    return Err(Failure::Damaged { what: format!("{name} has bytes at {gap}") });
+                }
+            }
+            next = part.end;
         }
         Ok(())
+    }
+
+    /// Reads these bytes into the first buffer, through any lane.
+    fn read(&mut self, name: &str, bytes: Range<u64>) -> Result<(), Failure> {
+        let open = &self.objects[name];
+        let block_bytes = u64::from(open.handle.block_bytes());
+        let lane = (bytes.start / u64::from(SLOT_BYTES)) as usize % open.channels.len();
+        let channel = open.channels[lane];
+        let (op, buffer) = (Op::Read, Some(self.buffer(0)));
+        let block_count = ((bytes.end - bytes.start) / block_bytes) as u32;
+        let io = Io { tag: 0, op, slba: bytes.start / block_bytes, block_count, buffer };
+        let status = match self.submit(lane, channel, io) {
+            true => self.wait(lane),
+            false => None,
+        };
+        match status {
+            Some(Status::SUCCESS) => Ok(()),
+            other => {
+                let what = format!("a read of bytes {bytes:?} of {name}");
+                Err(Failure::Status { what, status: format!("{other:?}") })
+            }
+        }
     }
 
     /// The status of the one I/O in flight.

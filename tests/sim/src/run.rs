@@ -53,6 +53,12 @@ fn run_lives(seed: u64, config: &Arc<Config>) -> Result<Summary, Failure> {
         world
     };
     let mut life = begin(world, &mut random, config)?;
+    if !config.faults.is_empty() {
+        life.run(config.operations / 4)?;
+    }
+    for (device, faults) in &config.faults {
+        life.pool.world.fail(*device, faults.clone());
+    }
     life.pool.world.watch(Watch::OneIn(config.one_in));
     life.run(config.operations)?;
     statistics.add(&life.statistics);

@@ -50,19 +50,41 @@ impl Life {
         if open.closing {
             return false;
         }
-        let (block_bytes, blocks) = (open.handle.block_bytes(), open.handle.block_count());
+        let block_bytes = open.handle.block_bytes();
+        let size = open.handle.block_count() * u64::from(block_bytes);
+        let blocks = self.config.spread.model_size(size) / u64::from(block_bytes);
+        let blocks = match self.config.hot_bytes / u64::from(block_bytes) {
+            0 => blocks,
+            hot => blocks.min(hot),
+        };
         let is_read_only = open.handle.read_only();
         let op = self.any_op(is_read_only);
         let count = if let Op::Deallocate { ranges } = op { ranges } else { 1 };
         let parts: Vec<Range<u64>> = match op {
             Op::Flush => Vec::new(),
-            // Whoever clears mostly clears much, and with that gives clusters back.
-            Op::Deallocate { .. } | Op::WriteZeroes { .. } if self.random.one_in(2) => {
+            // Whoever clears much gives clusters back with that.
+            Op::Deallocate { .. } | Op::WriteZeroes { .. }
+                if self.random.chance(self.config.whole_clears, 8) =>
+            {
                 vec![self.any_clusters(block_bytes, blocks)]
             }
             _ => (0..count).map(|_| self.any_blocks(block_bytes, blocks)).collect(),
         };
+        let parts: Vec<_> =
+            parts.into_iter().map(|part| self.one_command(op, part, block_bytes)).collect();
         self.submit_io(slot, &name, op, &parts, is_read_only)
+    }
+
+    /// As much of a range as one command can be about.
+    fn one_command(&self, op: Op, blocks: Range<u64>, block_bytes: u32) -> Range<u64> {
+        let (spread, block_bytes) = (self.config.spread, u64::from(block_bytes));
+        let bytes = blocks.start * block_bytes..blocks.end * block_bytes;
+        let bytes = match op {
+            Op::Deallocate { .. } => spread.clearable(bytes, true),
+            Op::WriteZeroes { .. } => spread.clearable(bytes, false),
+            _ => spread.within_place(bytes),
+        };
+        bytes.start / block_bytes..bytes.end / block_bytes
     }
 
     /// What comes next, as often as the run's configuration has it.
@@ -128,6 +150,8 @@ impl Life {
         let per_block = u64::from(block_bytes / self.model.unit_bytes());
         let units = |blocks: &Range<u64>| blocks.start * per_block..blocks.end * per_block;
         let units: Vec<Range<u64>> = parts.iter().map(units).collect();
+        let parts: Vec<Range<u64>> =
+            parts.iter().map(|part| self.real_blocks(part, block_bytes)).collect();
         let buffer = self.pool.buffer(slot);
         let expected = match op {
             Op::Read | Op::Flush => Expected::Since(self.model.begin()),
@@ -143,7 +167,7 @@ impl Life {
                 pattern::fill(buffer, self.model.salt, operation.value, &units[0], unit_bytes);
             }
             (Op::Deallocate { .. }, _) => {
-                for (index, part) in (0..).zip(parts) {
+                for (index, part) in (0..).zip(&parts) {
                     let range = DsmRange {
                         attributes: 0.into(),
                         block_count: ((part.end - part.start) as u32).into(),
@@ -158,7 +182,7 @@ impl Life {
             Op::Deallocate { .. } => Op::Deallocate { ranges: parts.len() as u16 },
             other => other,
         };
-        let blocks = if let [part] = parts { part.clone() } else { 0..0 };
+        let blocks = if let [part] = &parts[..] { part.clone() } else { 0..0 };
         let (slba, block_count) = match op {
             Op::Deallocate { .. } => (0, 0),
             _ => (blocks.start, (blocks.end - blocks.start) as u32),
@@ -181,6 +205,14 @@ impl Life {
             Expected::Refusal => {}
         }
         false
+    }
+
+    /// Where blocks of the model are in the volume.
+    fn real_blocks(&self, blocks: &Range<u64>, block_bytes: u32) -> Range<u64> {
+        let block_bytes = u64::from(block_bytes);
+        let bytes = blocks.start * block_bytes..blocks.end * block_bytes;
+        let real = self.config.spread.real_range(&bytes);
+        real.start / block_bytes..real.end / block_bytes
     }
 
     /// Tells the model of what has ended.
@@ -219,11 +251,14 @@ impl Life {
                 _ => success,
             },
         };
-        if !may_be {
+        if !may_be && !self.config.faults.is_empty() {
+            self.statistics.failed += 1;
+        } else if !may_be {
             let (what, status) = (format!("{flight:?}"), format!("{status:?}"));
             return Err(Failure::Status { what, status });
         }
         match (op, expected) {
+            (Op::Read, Expected::Since(since)) if !success => self.model.cancel(*since),
             (Op::Read, Expected::Since(since)) => {
                 let bytes = (units[0].end - units[0].start) as u32 * self.model.unit_bytes();
                 let mut data = vec![0; bytes as usize];

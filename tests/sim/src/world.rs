@@ -7,7 +7,7 @@ use std::time::Instant;
 use bdev::{Bdev, BdevError, Busy, Channel, Completions, Geometry, Health, Io, Op};
 use uuid::Uuid;
 
-use crate::device::{Device, DeviceConfig, Queue};
+use crate::device::{Device, DeviceConfig, Faults, Queue};
 use crate::random::{Random, mix};
 use crate::store::{Fates, Store};
 
@@ -155,6 +155,11 @@ impl World {
     /// attacked.
     pub fn hurry(&self, hurries: bool) {
         self.state().devices.iter_mut().for_each(|device| device.hurries = hurries);
+    }
+
+    /// From now on this goes wrong on a device.
+    pub fn fail(&self, device: usize, faults: Faults) {
+        self.state().devices[device].faults = faults;
     }
 
     /// From now on nothing completes: what is above the devices can be dropped, and changes

@@ -145,6 +145,18 @@ impl Tree {
         })
     }
 
+    /// Clusters that may be needed for what is to be written: one for a leaf, which has 9 pages of
+    /// 16 at most; nodes above it have 4.
+    #[inline]
+    pub fn due_clusters(&self) -> u64 {
+        let going = self.checkpoint.as_ref().map(|checkpoint| &checkpoint.levels);
+        let lists = |level: usize| {
+            let count = |levels: &Levels| levels[level].len() as u64;
+            count(&self.dirty.levels) + going.map_or(0, count)
+        };
+        lists(0) + (lists(1) + lists(2)).div_ceil(4)
+    }
+
     /// Everything was written and placed.
     pub fn end_checkpoint(&mut self) {
         assert!(!self.checkpoint_pending(), "the checkpoint is not all written");

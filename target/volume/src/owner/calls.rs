@@ -439,8 +439,7 @@ impl Owner {
             Call::Open(name) => {
                 let volume = self.find(name)?;
                 if self.is_settling(volume) {
-                    self.calls.queue.push_back((id, call.clone()));
-                    return Ok(None);
+                    return self.wait_to_settle(id, call);
                 }
                 let Some(volume) = self.volumes.get_mut(&volume) else { return Ok(None) };
                 volume.users += 1;
@@ -464,6 +463,10 @@ impl Owner {
                 let to = self.find(to)?;
                 return Ok(Some(self.diff(from, to, *start)));
             }
+            // A checkpoint that will never end leaves pages that nothing names.
+            Call::Check if self.is_checkpointing() && self.journal.is_broken() => {
+                return Err(VolumeError::Broken);
+            }
             Call::Check if self.is_checkpointing() => {
                 self.calls.queue.push_front((id, call.clone()));
             }
@@ -486,8 +489,7 @@ impl Owner {
         self.check_kind(source, true)?;
         self.check_new(name)?;
         if self.is_settling(source) {
-            self.calls.queue.push_back((id, call.clone()));
-            return Ok(None);
+            return self.wait_to_settle(id, call);
         }
         if !self.has_room_for(id, call, 0)? {
             return Ok(None);
@@ -513,8 +515,7 @@ impl Owner {
             return Err(VolumeError::Kind { name, what: "of another block size" });
         }
         if self.is_settling(to) {
-            self.calls.queue.push_back((id, call.clone()));
-            return Ok(None);
+            return self.wait_to_settle(id, call);
         }
         let more = self.cost_of_rollback(volume, to);
         if more > 0 && !self.has_room_for(id, call, more)? {
@@ -538,8 +539,7 @@ impl Owner {
             }
             if self.volumes[&origin].settling.is_some() {
                 // The one before is not complete yet; that takes as long as an I/O.
-                self.calls.queue.push_front((id, Call::Snapshot(names.to_vec())));
-                return Ok(None);
+                return self.wait_to_settle(id, &Call::Snapshot(names.to_vec()));
             }
             let mut descriptor = self.derived(origin, snapshot, VolumeKind::Snapshot);
             descriptor.id += index as u32;
@@ -722,6 +722,16 @@ impl Owner {
         let found = self.volumes.iter().find(|(_, volume)| volume.descriptor.name == name);
         let found = found.map(|(id, _)| *id);
         found.ok_or_else(|| VolumeError::Unknown { name: name.to_owned() })
+    }
+
+    /// Takes a call again in a later turn. Nothing settles in a pool that cannot be flushed any
+    /// more.
+    fn wait_to_settle(&mut self, id: u64, call: &Call) -> Outcome {
+        if self.journal.is_broken() {
+            return Err(VolumeError::Broken);
+        }
+        self.calls.queue.push_back((id, call.clone()));
+        Ok(None)
     }
 
     /// Whether a snapshot's blocks may still change.

@@ -30,7 +30,7 @@ pub(crate) struct Checkpoint {
     failed: bool,
     /// There was no room in the last turn.
     lacks_pages: bool,
-    /// A write waits for pages that the next one frees.
+    /// Somebody waits for the next one.
     wanted: bool,
     /// Pages that the checkpoint before needs, and this one does not.
     replaced: Vec<Extent>,
@@ -125,20 +125,19 @@ impl Owner {
     }
 
     /// Takes hold of the instant. What is replayed over this checkpoint, from the oldest record
-    /// that
-    /// is not in the maps yet, has no change of the catalog that is in it: a snapshot would miss
-    /// blocks whose records are before its own, a rollback or shrink would not undo them again.
+    /// that is not in the maps yet, has no change of the catalog that is in it: a snapshot would
+    /// miss blocks whose records are before its own, a rollback or shrink would not undo them
+    /// again.
     fn begin_checkpoint(&mut self) {
         let (used, blocks) = self.journal.usage();
         let called = self.checkpoint.wanted || !self.calls.checkpoints.is_empty();
         let asked = called || self.devices_want_checkpoint();
         let wanted = used * 2 > blocks || asked;
-        let settling = !self.settling.is_empty();
         let broken = self.journal.is_broken();
-        let behind = self.pending.oldest().is_some_and(|oldest| oldest <= self.last_change);
+        let late = self.pending.oldest().is_some_and(|oldest| oldest <= self.last_change);
+        let behind = late || !self.settling.is_empty();
         if !wanted
-            || behind
-            || settling
+            || (behind && !self.bugs.is(Planted::CheckpointBehindChange))
             || self.freezing.is_some()
             || broken
             || !self.journal.turn_over()
@@ -284,15 +283,25 @@ impl Owner {
         self.superblock.next_volume = next_volume;
     }
 
-    /// Whether a checkpoint frees pages, and so perhaps clusters: the one that is going, or the
-    /// next one, which is begun then.
-    pub(super) fn checkpoint_frees(&mut self) -> bool {
+    /// Whether a checkpoint may bring clusters for data: the one that is going, or the next one,
+    /// which is begun then. It frees old pages, and takes less than has to be left to it before.
+    pub(super) fn checkpoint_helps(&mut self) -> bool {
         if self.is_checkpointing() {
             return !self.lacks_pages();
         }
-        let frees = !self.old_pages.is_empty();
-        self.checkpoint.wanted |= frees;
-        frees
+        let helps = !self.old_pages.is_empty() || self.space.is_short_of_due();
+        self.checkpoint.wanted |= helps;
+        helps
+    }
+
+    /// Has a checkpoint begun.
+    pub(super) fn want_checkpoint(&mut self) {
+        self.checkpoint.wanted = true;
+    }
+
+    /// Whether one is going or wanted.
+    pub(super) fn is_checkpoint_coming(&self) -> bool {
+        self.is_checkpointing() || self.checkpoint.wanted
     }
 
     /// Whether one is under way.

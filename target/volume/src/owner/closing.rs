@@ -7,7 +7,7 @@ use nvme_spec::status::Status;
 
 use super::{Context, Owner, Planted, share_of};
 use crate::devices::Token;
-use crate::limits::MAX_OPEN;
+use crate::limits::{LATE_GUARDS, MAX_FAILED_FLUSHES, MAX_OPEN};
 
 /// How long a mapping stays open without anybody waiting for it.
 const CLOSE_AFTER: Duration = Duration::from_millis(100);
@@ -32,7 +32,8 @@ pub(crate) struct Closing {
     last: Option<Instant>,
     /// Of the open mappings, how many there were when this round began.
     taken: usize,
-    failed: bool,
+    /// Flushes that have failed since the last one that was a success.
+    failures: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ impl Closing {
             flush_wanted: false,
             last: None,
             taken: 0,
-            failed: false,
+            failures: 0,
         }
     }
 
@@ -141,7 +142,7 @@ impl Owner {
         }
         let due = closing.last.is_none_or(|last| context.now.duration_since(last) >= CLOSE_AFTER);
         let wanted = !closing.waiting.is_empty()
-            || ((behind || closing.flush_wanted) && (!closing.failed || due))
+            || ((behind || closing.flush_wanted) && (closing.failures == 0 || due))
             || (pending && (due || self.open.len() >= closing.taken + MAX_OPEN));
         // What a flush makes durable is what has completed; what has not may be a hole.
         let target = self.journal.completed().min(self.oldest_pending());
@@ -178,22 +179,17 @@ impl Owner {
         let mut flushing = std::mem::take(&mut self.closing.flushing);
         flushing.drain(..).for_each(|id| self.end_write(id, status));
         self.closing.flushing = flushing;
-        self.closing.failed = !status.is_success();
-        if self.closing.failed {
-            for (_, id) in std::mem::take(&mut self.wait_closed) {
-                self.end_write(id, status);
-            }
+        if !status.is_success() {
+            return self.fail_flushing(status);
         }
-        match status.is_success() {
-            true => self.closing.done = self.closing.begun,
-            false => self.closing.flush_wanted = true,
-        }
-        if !status.is_success() || target <= self.closing.closed_before {
+        (self.closing.done, self.closing.failures) = (self.closing.begun, 0);
+        if target <= self.closing.closed_before {
             self.closing.step = Step::Idle;
             return;
         }
-        if self.open.is_empty() {
-            // Nothing is guarded: that the records are durable is all there is to it.
+        let closed = self.closing.closed_before;
+        if !self.open.iter().rev().any(|(sequence, ..)| *sequence >= closed) {
+            // Nothing of it is guarded: that the records are durable is all there is to it.
             self.closing.step = Step::Idle;
             self.closing.closed_before = target;
             return self.wake_closed();
@@ -215,11 +211,27 @@ impl Owner {
         }
     }
 
+    /// Whoever waits for what a flush would have brought is told; the next one is tried after a
+    /// while. After many, nothing can be promised any more, and calls must not wait for ever.
+    fn fail_flushing(&mut self, status: Status) {
+        (self.closing.step, self.closing.flush_wanted) = (Step::Idle, true);
+        self.closing.failures += 1;
+        if self.closing.failures >= MAX_FAILED_FLUSHES {
+            tracing::error!(?status, "the devices cannot be flushed; the pool takes no writes");
+            self.journal.set_broken();
+        }
+        let closed = std::mem::take(&mut self.wait_closed).into_iter().map(|(_, id)| id);
+        for id in closed.chain(std::mem::take(&mut self.wait_space)) {
+            self.end_write(id, status);
+        }
+    }
+
     /// Takes the guards from what is closed, from some in each turn: until then writes of it come
     /// to the owner, which knows better.
     fn end_open(&mut self) {
         let closed = self.closing.closed_before;
-        for _ in 0..share_of(self.open.len()) {
+        let most = self.open.len().saturating_sub(LATE_GUARDS);
+        for _ in 0..share_of(self.open.len()).min(most) {
             let first = self.open.front().copied();
             let Some((sequence, volume, entry)) = first.filter(|first| first.0 < closed) else {
                 return;

@@ -234,6 +234,7 @@ impl Owner {
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> usize {
         self.poll_lanes();
         self.epoch.try_advance(&self.shared.epochs);
+        self.space.set_due(self.tree.due_clusters());
         let mut work = self.ready.len() + self.launched.len();
         self.poll_launched(context);
         self.poll_cleared();
@@ -336,7 +337,7 @@ impl Owner {
     /// instant when it began and may name what was released since, so it must not land there
     /// itself, nor may anybody else before it is complete.
     fn poll_releases(&mut self) -> usize {
-        if self.is_checkpointing() {
+        if self.is_checkpointing() && !self.bugs.is(Planted::ReuseInCheckpoint) {
             return 0;
         }
         let closed = match self.bugs.is(Planted::ReuseBeforeClosed) {

@@ -24,6 +24,10 @@ pub enum Planted {
     ReuseBeforeGrace,
     /// A block of an own cluster is used again at once after it was deallocated.
     ReuseBlocks,
+    /// An entry goes on with the cluster that it had, also when that is on its way to be free.
+    KeepPlaces,
+    /// What was released is used again while a checkpoint is written that may name it.
+    ReuseInCheckpoint,
     /// Two first touches of one block are not told apart.
     OverlapNotResolved,
     /// A first touch that ends after a snapshot is not in it, although its record is before.
@@ -38,6 +42,8 @@ pub enum Planted {
     ReuseBeforeSwitch,
     /// A checkpoint is taken to hold what was appended, and not only what is in the maps.
     CheckpointDropsPending,
+    /// A checkpoint begins although a mapping is pending whose record is before a change.
+    CheckpointBehindChange,
     /// Replay does not verify open records.
     ReplayUnverified,
     /// Recovery writes before what it has read is durable.
@@ -72,6 +78,8 @@ impl Planted {
         Planted::ReuseBeforeClosed,
         Planted::ReuseBeforeGrace,
         Planted::ReuseBlocks,
+        Planted::KeepPlaces,
+        Planted::ReuseInCheckpoint,
         Planted::OverlapNotResolved,
         Planted::LateTouchNotInSnapshot,
         Planted::SnapshotNotSettled,
@@ -79,6 +87,7 @@ impl Planted {
         Planted::SwitchWithoutFlush,
         Planted::ReuseBeforeSwitch,
         Planted::CheckpointDropsPending,
+        Planted::CheckpointBehindChange,
         Planted::ReplayUnverified,
         Planted::RecoverWithoutFlush,
         Planted::OldIncarnation,

@@ -8,7 +8,7 @@ use dma::{DmaBuffer, Pool as Memory};
 use std::time::Instant;
 
 use super::changes::Change;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, superblocks};
 use super::closing::Closing;
 use super::journal::{Journal, place};
 use super::load::Loader;
@@ -19,6 +19,7 @@ use crate::devices::{Devices, Place};
 use crate::epoch::OwnerEpoch;
 use crate::format::{
     CatalogEntry, PAGE_BYTES, PoolState, Record, Superblock, VolumeDescriptor, crc64, decode_block,
+    slots,
 };
 use crate::lane::Lane;
 use crate::limits::{
@@ -129,6 +130,11 @@ pub(crate) fn find_devices(bdevs: &[Arc<dyn Bdev>], io: &DmaBuffer) -> Result<Fo
     let pool = superblock.name.clone();
     if superblock.state == PoolState::Destroyed {
         return Err(PoolError::Damaged { pool, reason: "it was destroyed".to_owned() });
+    }
+    let unknown = superblock.features.unknown_read_only();
+    if unknown != 0 {
+        let reason = format!("it has features of a later release (bits {unknown:#x})");
+        return Err(PoolError::Damaged { pool, reason });
     }
     let mut order = vec![None; MAX_DEVICES];
     let mut devices: Vec<Option<SyncDevice>> = (0..MAX_DEVICES).map(|_| None).collect();
@@ -253,6 +259,7 @@ impl Recovery<'_> {
         self.owner.give_up_damaged(force)?;
         let (blocks, closed_up_to) = self.read_journal()?;
         self.replay(&blocks, closed_up_to)?;
+        self.renew_labels()?;
         // What was read may be in a volatile cache: it must not be lost after something has been
         // written that relies on it.
         if !self.owner.bugs.is(Planted::RecoverWithoutFlush) {
@@ -264,14 +271,29 @@ impl Recovery<'_> {
         Ok(())
     }
 
+    /// A device on which the newest superblock did not arrive gets it now, in the places where it
+    /// was to be: the next one replaces the one before, which is all that such a device has.
+    fn renew_labels(&mut self) -> Result<(), PoolError> {
+        let superblock = self.owner.superblock.clone();
+        for (index, bytes) in superblocks(&superblock) {
+            let Some(device) = &mut self.devices[index] else { continue };
+            if read_label(device, self.io)?.generation < superblock.generation {
+                for offset in slots(superblock.generation) {
+                    device.write(offset, &bytes[..], self.io)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The blocks from where the checkpoint ends, in order, without a gap; and up to where records
     /// are closed. Behind a gap no record counts, but a mark does: it was durable when it was
-    /// acted upon, whatever became of the blocks before it.
+    /// acted upon. A gap before what it says was closed is damage: that block was durable.
     pub(super) fn read_journal(&mut self) -> Result<(Vec<Page>, u64), PoolError> {
         let superblock = self.owner.superblock.clone();
         let limit = superblock.journal.iter().map(|area| area.blocks).min().unwrap_or(0);
         let mut windows = [Window::default(), Window::default()];
-        let (mut blocks, mut has_gap, mut closed_up_to) = (Vec::new(), false, 0);
+        let (mut blocks, mut gap, mut closed_up_to) = (Vec::new(), None, 0);
         for sequence in (superblock.journal_start..).take(limit as usize) {
             let mut found = None;
             for (area, window) in superblock.journal.iter().zip(&mut windows) {
@@ -286,12 +308,20 @@ impl Recovery<'_> {
                     break;
                 }
             }
-            has_gap |= found.is_none();
-            if !has_gap {
+            if found.is_none() {
+                gap = gap.or(Some(sequence));
+            }
+            if gap.is_none() {
                 blocks.extend(found);
             }
         }
-        Ok((blocks, closed_up_to))
+        match gap.filter(|gap| *gap <= closed_up_to) {
+            None => Ok((blocks, closed_up_to)),
+            Some(gap) => {
+                let reason = format!("journal block {gap} is damaged in both copies");
+                Err(PoolError::Damaged { pool: superblock.name, reason })
+            }
+        }
     }
 
     pub(super) fn replay(&mut self, blocks: &[Page], closed_up_to: u64) -> Result<(), PoolError> {

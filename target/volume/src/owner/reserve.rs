@@ -254,9 +254,13 @@ impl Owner {
         call: &Call,
         more: u64,
     ) -> Result<bool, VolumeError> {
+        if self.journal.is_broken() {
+            return Err(VolumeError::Broken);
+        }
         let lacking = self.space.lacking(more);
         let waited = self.covers.short == Some(id);
-        if lacking == 0 || (waited && !self.covers.is_busy()) {
+        let coming = self.covers.is_busy() || (self.is_checkpoint_coming() && !self.lacks_pages());
+        if lacking == 0 || (waited && !coming) {
             self.covers.short = None;
             return match lacking {
                 0 => Ok(true),
@@ -270,6 +274,7 @@ impl Owner {
             self.closing.want(last + 1);
             self.covers.want(last);
             self.covers.short = Some(id);
+            self.want_checkpoint();
         }
         self.calls.queue.push_front((id, call.clone()));
         Ok(false)

@@ -300,6 +300,7 @@ impl Owner {
             }
         }
         if state.cluster == 0 || state.used & mask != 0 {
+            self.space.set_due(self.tree.due_clusters());
             let volume = self.volumes.get_mut(&volume);
             let taken = volume.and_then(|own| own.take_cluster(at.index, &mut self.space));
             let place = taken.map(|cluster| (cluster, 0)).or_else(|| {
@@ -632,6 +633,9 @@ impl Owner {
     /// Entries look for a place anew: their cluster may be let go, or is a snapshot's by now. A new
     /// block there would come too late to keep it.
     pub(super) fn forget_places(&mut self, volume: u32, entries: RangeInclusive<u32>) {
+        if self.bugs.is(Planted::KeepPlaces) {
+            return;
+        }
         for ((other, entry), state) in &mut self.entries {
             if *other == volume && entries.contains(entry) {
                 (state.cluster, state.used) = (0, 0);
@@ -654,7 +658,7 @@ impl Owner {
             return Look::Waits;
         }
         let releasing =
-            !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_frees();
+            !self.releases.is_empty() || self.tree.has_doomed() || self.checkpoint_helps();
         let waits = releasing || self.removal_yields();
         if !waits || self.bugs.is(Planted::RefusedBeforeReleases) {
             if pending == 0 {

@@ -73,6 +73,8 @@ pub struct Space {
     reserve: u64,
     /// Of those, what is kept for reserved volumes.
     promised: u64,
+    /// Of those, what the next checkpoint may take.
+    due: u64,
     /// A bug, for the simulator: what is free in a window is its run's alone.
     windows_kept: bool,
     pages: Pages,
@@ -105,6 +107,7 @@ impl Space {
             free: 0,
             reserve: 0,
             promised: 0,
+            due: 0,
             windows_kept: false,
             pages: Pages::default(),
         };
@@ -189,9 +192,20 @@ impl Space {
         self.free
     }
 
-    /// Free ones that data may have: all but the reserve and what is promised.
+    /// Free ones that data may have: all but the reserve, what is promised, and what is due.
     pub fn available_clusters(&self) -> u64 {
-        self.free.saturating_sub(self.reserve + self.promised)
+        self.free.saturating_sub(self.reserve + self.promised + self.due)
+    }
+
+    /// The next checkpoint may take so many clusters: data leaves them to it.
+    #[inline]
+    pub fn set_due(&mut self, clusters: u64) {
+        self.due = clusters;
+    }
+
+    /// Whether data could have a cluster if what is due were written.
+    pub fn is_short_of_due(&self) -> bool {
+        self.free > self.reserve + self.promised
     }
 
     /// Clusters that are kept for those who take them by [`Space::take_promised`].
@@ -208,7 +222,7 @@ impl Space {
     /// something new, to which half of the reserve is open.
     pub fn lacking(&self, more: u64) -> u64 {
         let reserve = if more == 0 { self.reserve / 2 } else { self.reserve };
-        (self.promised + more + reserve).saturating_sub(self.free)
+        (self.promised + self.due + more + reserve).saturating_sub(self.free)
     }
 
     /// Clusters of a device that are neither free nor fixed.
@@ -232,10 +246,10 @@ impl Space {
     }
 
     /// Takes a free cluster for data: the next of the run's. `None` when only the reserve is left,
-    /// and what is promised.
+    /// what is promised, and what is due.
     #[inline]
     pub fn take(&mut self, run: &mut Run) -> Option<u32> {
-        if self.free <= self.reserve + self.promised {
+        if self.free <= self.reserve + self.promised + self.due {
             return None;
         }
         self.take_any(run)

@@ -68,6 +68,11 @@ impl Space {
                 // Metadata may have the reserve.
                 let mut run = std::mem::take(&mut self.pages.run);
                 let cluster = self.claim(&mut run);
+                if cfg!(debug_assertions) {
+                    // The next one may be any that is free by then, as in a pool that is nearly
+                    // full: what was freed too early is found by that.
+                    self.close_run(&mut run);
+                }
                 self.pages.run = run;
                 let cluster = cluster?;
                 self.set_count(cluster, METADATA);

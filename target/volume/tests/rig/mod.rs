@@ -98,11 +98,16 @@ impl Rig {
 
     /// Puts an image on the first device and opens the pool; false: it does not open.
     pub fn open_image(&mut self, image: &[u8], force: bool) -> bool {
+        self.try_image(image, force).is_ok()
+    }
+
+    /// The same, with the reason.
+    pub fn try_image(&mut self, image: &[u8], force: bool) -> Result<(), PoolError> {
         self.put_image(image);
         let memory = Pool::new(self.arena, 2 << 20, 1 << 20).unwrap();
         let options = OpenOptions { lanes: 1, memory, force, planted: None };
-        self.lane = pool::open(&self.bdevs, options).ok().and_then(|mut lanes| lanes.pop());
-        self.lane.is_some()
+        self.lane = pool::open(&self.bdevs, options)?.pop();
+        Ok(())
     }
 
     fn raw(&mut self, op: Op, block: u64) {
@@ -199,6 +204,23 @@ impl Rig {
     pub fn write(&mut self, channel: u32, byte: u64, bytes: &[u8]) -> Status {
         self.data.write(0, bytes);
         self.io(channel, Op::Write { fua: false }, byte, bytes.len() as u64)
+    }
+
+    /// Writes a block of whatever is in the buffer at each of these bytes, all at once; how many
+    /// were taken.
+    pub fn write_blocks(&mut self, channel: u32, bytes: impl Iterator<Item = u64>) -> usize {
+        let (mut begun, mut done) = (0, Vec::new());
+        for (tag, byte) in (0..).zip(bytes) {
+            let (op, slba, buffer) = (Op::Write { fua: false }, byte / 4096, Some(self.data));
+            self.lane().submit(channel, Io { tag, op, slba, block_count: 1, buffer }).unwrap();
+            begun += 1;
+        }
+        let end = Instant::now() + Duration::from_secs(20);
+        while done.len() < begun {
+            self.lane().poll(Instant::now(), &mut done);
+            assert!(Instant::now() < end, "{} of {begun} writes end", done.len());
+        }
+        done.iter().filter(|done| done.completion.status.is_success()).count()
     }
 
     /// A write of whatever is in the buffer.

@@ -1,5 +1,7 @@
 //! Pools on RAM devices, through the public side: what volumes, snapshots and clones promise.
 
+mod damage;
+#[path = "../rig/mod.rs"]
 mod rig;
 
 use nvme_spec::status::Status;
@@ -365,4 +367,27 @@ fn a_wrong_byte_in_any_page_closes_what_it_is_of_and_nothing_else() {
         }
     }
     assert!(closed >= 6 && refused == 0, "{closed} closed, {refused} pools refused");
+}
+
+#[test]
+fn a_pool_full_of_lone_blocks_has_room_for_their_maps() {
+    let mut rig = Rig::new(&[64 * MIB]);
+    rig.create("a", 1 << 40, 4096);
+    let a = rig.open("a");
+    let mut written = 0;
+    // Each in a leaf of its own.
+    loop {
+        let taken = rig.write_blocks(a, (written..written + 32).map(|leaf| leaf * 32 * MIB));
+        written += taken as u64;
+        if taken < 32 {
+            break;
+        }
+    }
+    assert!(written > 500, "{written}");
+    rig.call(Call::Checkpoint).unwrap();
+    assert_eq!(rig.deallocate(a, &[(0, 64 * MIB)]), Status::SUCCESS);
+    rig.reopen();
+    let a = rig.open("a");
+    assert_eq!(rig.write(a, 0, &[6; 4096]), Status::SUCCESS);
+    assert_eq!(rig.read(a, 0, 4096), [6; 4096]);
 }
