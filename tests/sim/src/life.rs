@@ -119,7 +119,8 @@ impl Life {
                 _ => {}
             }
         }
-        // A volume of terabytes cannot be filled, and on a device that fails anything may be refused.
+        // A volume of terabytes cannot be filled, and on a device that fails anything may be
+        // refused.
         let is_plain = self.config.faults.is_empty() && self.config.spread == Spread::default();
         if is_plain && self.random.one_in(2) {
             self.fill_up()?;
