@@ -257,9 +257,11 @@ impl Recovery<'_> {
         loader.load(self.owner)?;
         self.owner.count();
         self.owner.give_up_damaged(force)?;
+        // As it is on the devices: replay counts volumes in the owner's.
+        let newest = self.owner.superblock.clone();
         let (blocks, closed_up_to) = self.read_journal()?;
         self.replay(&blocks, closed_up_to)?;
-        self.renew_labels()?;
+        self.renew_labels(&newest)?;
         // What was read may be in a volatile cache: it must not be lost after something has been
         // written that relies on it.
         if !self.owner.bugs.is(Planted::RecoverWithoutFlush) {
@@ -273,12 +275,11 @@ impl Recovery<'_> {
 
     /// A device on which the newest superblock did not arrive gets it now, in the places where it
     /// was to be: the next one replaces the one before, which is all that such a device has.
-    fn renew_labels(&mut self) -> Result<(), PoolError> {
-        let superblock = self.owner.superblock.clone();
-        for (index, bytes) in superblocks(&superblock) {
+    fn renew_labels(&mut self, newest: &Superblock) -> Result<(), PoolError> {
+        for (index, bytes) in superblocks(newest) {
             let Some(device) = &mut self.devices[index] else { continue };
-            if read_label(device, self.io)?.generation < superblock.generation {
-                for offset in slots(superblock.generation) {
+            if read_label(device, self.io)?.generation < newest.generation {
+                for offset in slots(newest.generation) {
                     device.write(offset, &bytes[..], self.io)?;
                 }
             }
