@@ -113,7 +113,8 @@ impl Config {
             whole_clears: *random.pick(&[0, 4, 4, 8]),
             hot_bytes: *random.pick(&[0, 0, 0, 32 << 10]),
             checkpoints: *random.pick(&[0, 0, 0, 1000]),
-            one_in: 256,
+            // Devices that change take many steps.
+            one_in: if changes_devices { 1024 } else { 256 },
             recoveries_one_in: 8,
             faults: Vec::new(),
             planted: None,

@@ -25,8 +25,22 @@ fn ten_thousand_ends_break_no_promise() {
         }
     }
     println!("{sum:?}");
-    assert!(sum.full > 0 && sum.lives > 0 && sum.calls > 0 && sum.refused > 0, "{sum:?}");
-    assert!(sum.removals > 0, "{sum:?}");
+    assert!(sum.lives > 0 && sum.calls > 0 && sum.refused > 0 && sum.removals > 0, "{sum:?}");
+}
+
+#[test]
+fn a_full_pool_refuses_what_it_must_and_breaks_no_promise() {
+    let mut sum = Statistics::default();
+    for seed in 1..=12 {
+        let mut config = Config::from_seed(seed);
+        hasty(&mut config);
+        match run(seed, &config) {
+            Ok(summary) => sum.add(&summary.statistics),
+            Err(failure) => panic!("seed {seed}: {failure}"),
+        }
+    }
+    println!("{sum:?}");
+    assert!(sum.full > 100, "{sum:?}");
 }
 
 #[test]
