@@ -44,10 +44,13 @@ killed_in() {
     wait "$load" || status=$?
     expect_eq "exit status of the load" "$status" 1
     failed=$(sed -nE 's/^([0-9]+) I\/Os FAILED.*/\1/p' "$RESULTS/load.$round")
-    check "32 writes and more were in flight: $failed" test "$failed" -ge 32
+    # Of the 96 that it keeps in flight, those that had left the host: others it could send again.
+    check "$failed writes were in flight" test "${failed:-0}" -ge 1
+    [ "$failed" -lt "$most" ] || most=$failed
     check "verified" grep -E 'verified: [1-9][0-9]* blocks are what was written' "$RESULTS/load.$round"
 }
 
+most=0
 for ((round = 0; round < kills; round++)); do
     step "kill $((round + 1)) of $kills"
     killed_in "$round"
@@ -55,4 +58,5 @@ for ((round = 0; round < kills; round++)); do
     expect_match "verified after it" "$output" 'verified: [1-9][0-9]* blocks are what was written'
     expect_eq "the pool's check" "$(forebay pool check tank)" "nothing is wrong"
 done
+check "32 writes and more were in flight at some time: $most" test "$most" -ge 32
 target_stop
