@@ -87,7 +87,7 @@ pub struct PoolDestroy {
 pub struct PoolImport {
     /// Its name, or its UUID.
     pub name: String,
-    /// Although volumes of it are damaged, which are given up by that.
+    /// Although parts of volumes cannot be read; those are given up by that.
     #[serde(default)]
     pub force: bool,
 }

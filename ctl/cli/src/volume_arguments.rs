@@ -27,8 +27,8 @@ pub(crate) enum PoolCommand {
         /// Its name, or its UUID where several have the same name
         #[arg(value_parser = checked(api::check_pool_name))]
         name: Option<String>,
-        /// Although volumes of it are damaged: the others are opened. What cannot be read of those
-        /// may be written over from then on
+        /// Although a part of a volume cannot be read: the others are opened. It stays closed for
+        /// good then, as what it had may be written over
         #[arg(long, requires = "name")]
         force: bool,
     },

@@ -27,5 +27,5 @@ pub use lane::{Done, Lane};
 pub use owner::{
     Call, CreateVolume, DeviceInfo, Planted, PoolInfo, Removal, Reply, VolumeError, VolumeInfo,
 };
-pub use pool::{CreateOptions, Label, NewDevice, OpenOptions, PoolError};
+pub use pool::{CreateOptions, GiveUp, Label, NewDevice, OpenOptions, PoolError};
 pub use shared::VolumeHandle;

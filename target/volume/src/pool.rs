@@ -113,7 +113,7 @@ pub enum PoolError {
         /// What is wrong, and where.
         reason: String,
     },
-    /// Volumes are damaged, and nobody has said that they may be lost.
+    /// Volumes are damaged, and are not to be given up.
     #[error("pool {pool}: damaged, and so nothing is written to it: {volumes}")]
     DamagedVolumes {
         /// The pool.
@@ -474,4 +474,4 @@ pub(crate) fn read_label(
 
 pub use crate::owner::inspect::{Finding, Report, check, repair};
 use crate::owner::recover::find_devices;
-pub use crate::owner::recover::{OpenOptions, open};
+pub use crate::owner::recover::{GiveUp, OpenOptions, open};

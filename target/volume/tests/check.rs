@@ -2,8 +2,10 @@
 
 mod rig;
 
+use std::sync::atomic::Ordering;
+
 use rig::Rig;
-use volume::{Call, PoolInfo, Reply};
+use volume::{Call, GiveUp, PoolInfo, Reply};
 
 const MIB: u64 = 1 << 20;
 
@@ -55,7 +57,7 @@ fn a_check_reads_everything_and_writes_nothing() {
     assert_eq!((report.faults, report.notes, report.volumes), (vec![], vec![], 3));
     assert_eq!(rig.image(), image);
     // As a process would leave it that is killed.
-    assert!(rig.open_image(&image, false));
+    assert!(rig.open_image(&image, GiveUp::None));
     let a = rig.open("a");
     for block in 0..8 {
         rig.write(a, MIB / 2 + block * 65536, &[3; 65536]);
@@ -82,7 +84,7 @@ fn a_check_names_what_opening_would_close() {
                 report.faults.iter().flat_map(|fault| fault.volumes.clone()).collect();
             named.sort();
             named.dedup();
-            assert!(rig.open_image(&wrong, true));
+            assert!(rig.open_image(&wrong, GiveUp::Wrong));
             let damaged: Vec<String> =
                 info(&mut rig).damaged.into_iter().map(|(name, _)| name).collect();
             assert_eq!(named, damaged, "page {page}: {report:#?}");
@@ -98,7 +100,33 @@ fn a_check_names_what_opening_would_close() {
 }
 
 #[test]
-fn nothing_is_written_to_a_pool_with_a_damaged_volume_until_somebody_says_so() {
+fn a_pool_of_which_something_cannot_be_read_is_not_written_until_somebody_says_so() {
+    let (mut rig, image) = pool();
+    let closes = |rig: &mut Rig, page: &usize| {
+        rig.put_image(&flip(&image, *page, 77));
+        rig.check_closed().unwrap().faults.iter().any(|fault| fault.volumes == ["b"])
+    };
+    let pages: Vec<usize> =
+        metadata(&image).into_iter().filter(|page| closes(&mut rig, page)).collect();
+    assert!(pages.len() >= 2, "a descriptor and a leaf");
+    for page in pages {
+        rig.unreadable.store(page as u64, Ordering::Relaxed);
+        assert!(!rig.open_image(&image, GiveUp::None));
+        assert!(!rig.open_image(&image, GiveUp::Wrong), "it may be readable again");
+        rig.unreadable.store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(rig.image(), image, "page {page}");
+        rig.unreadable.store(page as u64, Ordering::Relaxed);
+        assert!(rig.open_image(&image, GiveUp::Unreadable));
+        assert_eq!(names(&mut rig), ["a", "a.s"]);
+        rig.unreadable.store(u64::MAX, Ordering::Relaxed);
+        let given_up = rig.image();
+        assert!(rig.open_image(&given_up, GiveUp::None));
+        assert_eq!(names(&mut rig), ["a", "a.s"], "others may have its space since");
+    }
+}
+
+#[test]
+fn a_volume_that_is_not_what_was_written_stays_closed_and_the_others_open() {
     let (mut rig, image) = pool();
     let closes = |rig: &mut Rig, page: &usize| {
         rig.put_image(&flip(&image, *page, 77));
@@ -106,15 +134,15 @@ fn nothing_is_written_to_a_pool_with_a_damaged_volume_until_somebody_says_so() {
     };
     let page = metadata(&image).into_iter().find(|page| closes(&mut rig, page)).unwrap();
     let wrong = flip(&image, page, 77);
-    assert!(!rig.open_image(&wrong, false));
+    assert!(!rig.open_image(&wrong, GiveUp::None));
     assert_eq!(rig.image(), wrong);
-    assert!(rig.open_image(&image, false), "nothing was lost by that");
-    assert!(rig.open_image(&wrong, true));
+    assert!(rig.open_image(&image, GiveUp::None), "nothing was lost by that");
+    assert!(rig.open_image(&wrong, GiveUp::Wrong));
     assert_eq!(names(&mut rig), ["a", "a.s"]);
     // From then on it opens, and b stays closed though its page may be readable again.
     let mut given_up = rig.image();
     given_up[page * 4096 + 77] ^= 4;
-    assert!(rig.open_image(&given_up, false));
+    assert!(rig.open_image(&given_up, GiveUp::None));
     let damaged = info(&mut rig).damaged;
     assert_eq!((damaged.len(), damaged[0].0.as_str()), (1, "b"));
     assert!(damaged[0].1.contains("given up"), "{damaged:?}");
@@ -130,7 +158,7 @@ fn a_damaged_volume_can_be_deleted_and_its_space_comes_back() {
     let pages: Vec<usize> =
         metadata(&image).into_iter().filter(|page| closes(&mut rig, page)).collect();
     for page in pages {
-        assert!(rig.open_image(&flip(&image, page, 77), true));
+        assert!(rig.open_image(&flip(&image, page, 77), GiveUp::Wrong));
         rig.call(Call::Delete("b".into())).unwrap();
         assert_eq!(info(&mut rig).damaged, []);
         rig.check();

@@ -9,8 +9,8 @@ use dma::{Arena, DmaSpan, Pool};
 use nvme_spec::status::Status;
 use volume::format::PoolState;
 use volume::{
-    Call, CreateOptions, CreateVolume, Label, Lane, OpenOptions, PoolError, PoolInfo, Reply,
-    VolumeError, pool,
+    Call, CreateOptions, CreateVolume, GiveUp, Label, Lane, OpenOptions, PoolError, PoolInfo,
+    Reply, VolumeError, pool,
 };
 
 const MIB: u64 = 1 << 20;
@@ -74,7 +74,8 @@ impl Rig {
 
     fn open(&mut self, bdevs: &[Arc<dyn Bdev>]) -> Result<(), PoolError> {
         self.lanes.clear();
-        let options = OpenOptions { lanes: 2, memory: self.memory(), force: false, planted: None };
+        let options =
+            OpenOptions { lanes: 2, memory: self.memory(), give_up: GiveUp::Wrong, planted: None };
         self.lanes = pool::open(bdevs, options)?;
         Ok(())
     }

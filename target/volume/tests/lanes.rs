@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bdev::{Bdev, Io, Op, RamBdev};
 use dma::{Arena, DmaSpan, Pool};
 use volume::{
-    Call, CreateOptions, CreateVolume, Done, Lane, OpenOptions, Reply, VolumeHandle, pool,
+    Call, CreateOptions, CreateVolume, Done, GiveUp, Lane, OpenOptions, Reply, VolumeHandle, pool,
 };
 
 const BLOCKS: u64 = 1024;
@@ -182,7 +182,7 @@ fn two_lanes_write_while_snapshots_are_taken_and_deleted() {
         .map(|name| -> Arc<dyn Bdev> { Arc::new(RamBdev::new(name, 4096, 1 << 14).unwrap()) });
     let pages = || Pool::new(arena, 4 << 20, 1 << 20).unwrap();
     pool::create("p", &bdevs, &CreateOptions::default(), &mut pages()).unwrap();
-    let options = OpenOptions { lanes: 2, memory: pages(), force: false, planted: None };
+    let options = OpenOptions { lanes: 2, memory: pages(), give_up: GiveUp::Wrong, planted: None };
     let mut lanes = pool::open(&bdevs, options).unwrap();
     let versions = Arc::new(Versions::new());
     let load = |channel, parity| Load {

@@ -10,7 +10,7 @@ use dma::DmaSpan;
 use nvme_spec::status::Status;
 use uuid::Uuid;
 use volume::{
-    Call, CreateOptions, Done, Lane, NewDevice, OpenOptions, PoolError, PoolInfo, Reply,
+    Call, CreateOptions, Done, GiveUp, Lane, NewDevice, OpenOptions, PoolError, PoolInfo, Reply,
     VolumeError, VolumeHandle, VolumeInfo,
 };
 
@@ -98,7 +98,7 @@ impl Pool {
         let options = OpenOptions {
             lanes: config.lanes,
             memory: owner,
-            force: false,
+            give_up: GiveUp::None,
             planted: config.planted,
         };
         let lanes = volume::pool::open(&bdevs, options);

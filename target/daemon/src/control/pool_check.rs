@@ -96,8 +96,8 @@ fn check(
         let message = format!("{}: there is no other copy of what is damaged", report.pool);
         let error = RpcError::new(ErrorCode::NeedsForce, message).with_found(found);
         let advice = format!(
-            "nothing was written; forebay pool import {} --force opens what is whole, and gives up \
-             the damaged volumes",
+            "nothing was written; forebay pool import {} opens what is whole, and gives up the \
+             damaged volumes",
             report.pool
         );
         return Err(error.with_advice(advice));

@@ -15,7 +15,7 @@ use bdev::{Bdev, Health};
 use dma::DmaSpan;
 use serde_json::json;
 use uuid::Uuid;
-use volume::{Call, CreateOptions, Label, Lane, OpenOptions, PoolError};
+use volume::{Call, CreateOptions, GiveUp, Label, Lane, OpenOptions, PoolError};
 
 use super::Control;
 use super::exports::{bdev_error, in_use, not_found};
@@ -532,7 +532,8 @@ fn open(
     memory: dma::Pool,
     force: bool,
 ) -> Result<Vec<Lane>, RpcError> {
-    let options = OpenOptions { lanes: cores, memory, force, planted: None };
+    let give_up = if force { GiveUp::Unreadable } else { GiveUp::Wrong };
+    let options = OpenOptions { lanes: cores, memory, give_up, planted: None };
     volume::pool::open(devices, options).map_err(pool_error)
 }
 
@@ -606,8 +607,8 @@ pub(super) fn pool_error(error: PoolError) -> RpcError {
         PoolError::DamagedVolumes { pool, .. } => {
             let error = RpcError::new(ErrorCode::NeedsForce, message);
             error.with_advice(format!(
-                "forebay pool check {pool} says more; forebay pool import {pool} --force opens the \
-                 others and gives the damaged ones up"
+                "forebay pool check {pool} says more; if it cannot be read again, forebay pool \
+                 import {pool} --force opens the others and gives these up"
             ))
         }
         PoolError::Bdev(error) => bdev_error(error),

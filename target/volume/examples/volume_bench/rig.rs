@@ -9,7 +9,7 @@ use dma::{Arena, DmaSpan, Pool as Memory};
 use rand::seq::SliceRandom as _;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng as _;
-use volume::{Call, CreateOptions, CreateVolume, Lane, OpenOptions, PoolInfo, Reply, pool};
+use volume::{Call, CreateOptions, CreateVolume, GiveUp, Lane, OpenOptions, PoolInfo, Reply, pool};
 
 use crate::load::{BLOCK, Load, OfVolume, Run, on_core, run};
 
@@ -65,7 +65,7 @@ impl Rig {
     /// Opens a pool.
     pub fn open(&self, bdevs: &[Arc<dyn Bdev>]) -> anyhow::Result<Pool> {
         let memory = Memory::new(self.arena, 4 << 20, 1 << 20)?;
-        let options = OpenOptions { lanes: 1, memory, force: false, planted: None };
+        let options = OpenOptions { lanes: 1, memory, give_up: GiveUp::Wrong, planted: None };
         let lane = pool::open(bdevs, options)?.pop().context("no lane")?;
         Ok(Pool { lane, open: Vec::new() })
     }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::journal::place;
 use super::load::Loader;
 use super::planted::Bugs;
-use super::recover::{OpenOptions, Recovery, checkpoint, find_devices, open};
+use super::recover::{GiveUp, OpenOptions, Recovery, checkpoint, find_devices, open};
 use super::{Call, Owner};
 use crate::format::{JournalArea, PAGE_BYTES, PoolState, Superblock, decode_block, slots};
 use crate::map::Map;
@@ -96,9 +96,9 @@ pub fn check(bdevs: &[Arc<dyn Bdev>], mut memory: Memory) -> Result<Report, Pool
 /// may have it.
 ///
 /// # Errors
-/// As [`open`](super::recover::open) without force: nothing has been written then.
+/// As [`open`](super::recover::open) with [`GiveUp::None`]: nothing has been written then.
 pub fn repair(bdevs: &[Arc<dyn Bdev>], memory: Memory) -> Result<(), PoolError> {
-    let options = OpenOptions { lanes: 1, memory, force: false, planted: None };
+    let options = OpenOptions { lanes: 1, memory, give_up: GiveUp::None, planted: None };
     let mut lanes = open(bdevs, options)?;
     lanes.iter_mut().try_for_each(|lane| checkpoint(lane, Call::Export))
 }
@@ -137,12 +137,12 @@ fn inspect(recovery: &mut Recovery<'_>, report: &mut Report) -> Result<(), PoolE
     recovery.owner.count();
     let owner = &*recovery.owner;
     report.volumes = owner.volumes.len() + owner.damaged.len();
-    for (node, what) in lost {
+    for (node, bad) in lost {
         let named = owner
             .damaged
             .iter()
             .filter(|damaged| damaged.root.is_some_and(|root| owner.tree.reaches(root, node)));
-        report.fault(named.map(|damaged| damaged.entry.name.clone()).collect(), what);
+        report.fault(named.map(|damaged| damaged.entry.name.clone()).collect(), bad.why);
     }
     for damaged in &owner.damaged {
         let name = &damaged.entry.name;

@@ -13,7 +13,21 @@ use crate::pool::PoolError;
 use crate::wait::SyncDevice;
 
 /// Of a volume that was damaged when the pool was opened all the same.
-const GIVEN_UP: &str = "it was damaged and given up when the pool was imported by --force";
+const GIVEN_UP: &str = "it was damaged, and given up when the pool was opened";
+
+/// Why something is damaged.
+#[derive(Clone, Debug)]
+pub(super) struct Bad {
+    pub why: String,
+    /// A device did not read it: it may do so again.
+    pub unreadable: bool,
+}
+
+impl From<String> for Bad {
+    fn from(why: String) -> Self {
+        Self { why, unreadable: false }
+    }
+}
 
 pub(super) struct Loader<'a> {
     devices: &'a mut [Option<SyncDevice>],
@@ -21,7 +35,7 @@ pub(super) struct Loader<'a> {
     /// Copies that do not verify, where another does.
     pub(super) bad_copies: Vec<String>,
     /// Nodes that could not be read, and why.
-    pub(super) lost: Vec<(NodeRef, String)>,
+    pub(super) lost: Vec<(NodeRef, Bad)>,
 }
 
 impl<'a> Loader<'a> {
@@ -37,7 +51,7 @@ impl<'a> Loader<'a> {
             let descriptor = self.read_descriptor(owner, &entry);
             let descriptor = match entry.given_up {
                 // It may be readable now; but others may have its space since.
-                true => Err(GIVEN_UP.to_owned()),
+                true => Err(Bad::from(GIVEN_UP.to_owned())),
                 false => descriptor,
             };
             let root = match &descriptor {
@@ -53,9 +67,13 @@ impl<'a> Loader<'a> {
                 (Ok(descriptor), Some(root)) if whole => owner.add_loaded(entry, descriptor, root),
                 (Ok(_), root) => {
                     let why = "a part of its map is damaged".to_owned();
-                    owner.add_damaged(entry, why, root);
+                    let lost = self.lost.iter().filter(|(_, bad)| bad.unreadable);
+                    let unreadable = root.is_some_and(|root| {
+                        lost.clone().any(|(node, _)| owner.tree.reaches(root, *node))
+                    });
+                    owner.add_damaged(entry, Bad { why, unreadable }, root);
                 }
-                (Err(why), root) => owner.add_damaged(entry, why, root),
+                (Err(bad), root) => owner.add_damaged(entry, bad, root),
             }
         }
         Ok(())
@@ -70,10 +88,11 @@ impl<'a> Loader<'a> {
         let mut good = None;
         for (copy, extent) in superblock.catalog.into_iter().enumerate() {
             let bytes = self.read_extent(owner, extent, MAX_CATALOG_PAGES, Part::Catalog);
-            let decode = |bytes: Vec<u8>| Catalog::decode(&bytes).map_err(|e| e.to_string());
+            let decode =
+                |bytes: Vec<u8>| Catalog::decode(&bytes).map_err(|e| Bad::from(e.to_string()));
             match bytes.and_then(decode) {
                 Ok(catalog) => good = good.or(Some(catalog)),
-                Err(why) => {
+                Err(Bad { why, .. }) => {
                     tracing::error!(copy, why, "a copy of the catalog is damaged");
                     self.bad_copies.push(format!("copy {copy} of the catalog: {why}"));
                 }
@@ -94,19 +113,20 @@ impl<'a> Loader<'a> {
         &mut self,
         owner: &mut Owner,
         entry: &CatalogEntry,
-    ) -> Result<VolumeDescriptor, String> {
+    ) -> Result<VolumeDescriptor, Bad> {
         let extent = entry.descriptor;
         let pages = crate::limits::MAX_DESCRIPTOR_PAGES;
         // Kept whatever is on them: it stays named as damaged.
         let possible = extent.pages <= pages && owner.superblock.has_extent(&extent);
         if !possible || !owner.space.mark_pages(extent.page, extent.pages) {
-            return Err("its descriptor is where something else is".to_owned());
+            return Err("its descriptor is where something else is".to_owned().into());
         }
         let bytes = self.read_extent(owner, extent, pages, Part::Descriptor)?;
-        let descriptor = VolumeDescriptor::decode(&bytes).map_err(|error| error.to_string())?;
+        let descriptor =
+            VolumeDescriptor::decode(&bytes).map_err(|error| Bad::from(error.to_string()))?;
         match descriptor.id == entry.id {
             true => Ok(descriptor),
-            false => Err(format!("its descriptor is that of volume {}", descriptor.id)),
+            false => Err(format!("its descriptor is that of volume {}", descriptor.id).into()),
         }
     }
 
@@ -119,15 +139,16 @@ impl<'a> Loader<'a> {
             let loaded = match read {
                 Ok(bytes) if marked => {
                     let loaded = owner.tree.loaded(node, &bytes, &owner.space);
-                    loaded.map_err(|error| error.to_string())
+                    loaded.map_err(|error| Bad::from(error.to_string()))
                 }
-                Ok(_) => Err("its pages are in use by something else".to_owned()),
-                Err(why) => Err(why),
+                Ok(_) => Err("its pages are in use by something else".to_owned().into()),
+                Err(bad) => Err(bad),
             };
-            if let Err(why) = loaded {
+            if let Err(Bad { why, unreadable }) = loaded {
                 tracing::error!(?node, page = extent.page, why, "a node of a map is lost");
                 owner.tree.lost(node);
-                self.lost.push((node, format!("page {} of its map: {why}", extent.page)));
+                let why = format!("page {} of its map: {why}", extent.page);
+                self.lost.push((node, Bad { why, unreadable }));
             }
         }
         owner.tree.end_load();
@@ -140,9 +161,9 @@ impl<'a> Loader<'a> {
         extent: Extent,
         most: u32,
         part: Part,
-    ) -> Result<Vec<u8>, String> {
+    ) -> Result<Vec<u8>, Bad> {
         if extent.is_absent() || extent.pages > most || !owner.superblock.has_extent(&extent) {
-            return Err(format!("{part}: page {} is not possible", extent.page));
+            return Err(format!("{part}: page {} is not possible", extent.page).into());
         }
         let mut bytes = vec![0; extent.bytes()];
         let blocks = u64::from(CLUSTER_BLOCKS);
@@ -154,13 +175,14 @@ impl<'a> Loader<'a> {
             let place = Place { cluster: (page / blocks) as u32, offset };
             let device = self.devices[place.device()].as_mut();
             let device = device.ok_or_else(|| format!("page {page} has no device"))?;
-            device.read(place.byte(), now, self.io).map_err(|error| error.to_string())?;
+            let read = device.read(place.byte(), now, self.io);
+            read.map_err(|error| Bad { why: error.to_string(), unreadable: true })?;
             page += (now.len() / PAGE_BYTES) as u64;
             rest = later;
         }
         // Nodes verify themselves, with what they are.
         if part != Part::Leaf {
-            extent.verify(part, &bytes).map_err(|error| error.to_string())?;
+            extent.verify(part, &bytes).map_err(|error| Bad::from(error.to_string()))?;
         }
         Ok(bytes)
     }
@@ -174,8 +196,9 @@ impl Owner {
         self.volumes.insert(entry.id, volume);
     }
 
-    pub(super) fn add_damaged(&mut self, entry: CatalogEntry, why: String, root: Option<Root>) {
+    pub(super) fn add_damaged(&mut self, entry: CatalogEntry, bad: Bad, root: Option<Root>) {
+        let Bad { why, unreadable } = bad;
         tracing::error!(volume = entry.name, why, "a volume is damaged and stays closed");
-        self.damaged.push(Damaged { entry, why, root, deleted: false });
+        self.damaged.push(Damaged { entry, why, unreadable, root, deleted: false });
     }
 }

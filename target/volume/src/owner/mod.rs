@@ -82,6 +82,8 @@ impl Origin {
 pub(crate) struct Damaged {
     pub entry: CatalogEntry,
     pub why: String,
+    /// Something could not be read; else it is not what was written.
+    pub unreadable: bool,
     /// What could be read of its map; its clusters are not given to others.
     pub root: Option<Root>,
     /// Somebody has deleted it. What it has is free when the pool is opened next.

@@ -11,7 +11,7 @@ use super::changes::Change;
 use super::checkpoint::{Checkpoint, superblocks};
 use super::closing::Closing;
 use super::journal::{Journal, place};
-use super::load::Loader;
+use super::load::{Bad, Loader};
 use super::planted::Bugs;
 use super::releases::Releases;
 use super::{Call, Item, Owner, Pending, Planted};
@@ -33,6 +33,19 @@ use crate::shared::Shared;
 use crate::space::Space;
 use crate::wait::{SyncDevice, buffer};
 
+/// Which damaged volumes are given up when a pool is opened. Those stay closed for good: clusters
+/// that what is damaged of their maps may name look free, and are written over from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GiveUp {
+    /// None: the pool does not open.
+    None,
+    /// Those of which something is not what was written; that does not come back. A pool of which
+    /// something cannot be read does not open: it may be readable again.
+    Wrong,
+    /// All.
+    Unreadable,
+}
+
 /// How a pool is opened.
 pub struct OpenOptions {
     /// Lanes, one for each core.
@@ -40,9 +53,8 @@ pub struct OpenOptions {
     /// The owner's buffers, for the journal and checkpoints: at least 4 MiB, in blocks of 64 KiB at
     /// least.
     pub memory: Memory,
-    /// Although a volume is damaged. What cannot be read of it may be written over from then on,
-    /// and it stays closed for good.
-    pub force: bool,
+    /// Which damaged volumes stay closed for good, so that the others can be opened.
+    pub give_up: GiveUp,
     /// A bug, for the simulator. Without debug assertions it is none.
     pub planted: Option<Planted>,
 }
@@ -52,10 +64,10 @@ pub struct OpenOptions {
 ///
 /// # Errors
 /// A device is missing, foreign, or does not work; or what all volumes need is damaged. So is it
-/// when a volume is damaged, unless that is forced: it stays closed then, and [`Call::Info`] names
-/// it.
+/// when a volume is damaged that is not to be given up. One that is stays closed, and
+/// [`Call::Info`] names it.
 pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, PoolError> {
-    let OpenOptions { lanes, mut memory, force, planted } = options;
+    let OpenOptions { lanes, mut memory, give_up, planted } = options;
     let io = buffer(&mut memory)?;
     let (superblock, order, mut devices) = find_devices(bdevs, &io)?;
     let bugs = Bugs::new(planted);
@@ -65,7 +77,7 @@ pub fn open(bdevs: &[Arc<dyn Bdev>], options: OpenOptions) -> Result<Vec<Lane>, 
         *name = at.map_or(String::new(), |at| bdevs[at].name().to_owned());
     }
     let mut recovery = Recovery { owner: &mut owner, devices: &mut devices, io: &io };
-    recovery.run(force)?;
+    recovery.run(give_up)?;
     drop(devices);
     owner.memory.free(io);
     let mut made = Vec::with_capacity(lanes);
@@ -252,11 +264,11 @@ pub(super) struct Recovery<'a> {
 }
 
 impl Recovery<'_> {
-    fn run(&mut self, force: bool) -> Result<(), PoolError> {
+    fn run(&mut self, give_up: GiveUp) -> Result<(), PoolError> {
         let mut loader = Loader::new(self.devices, self.io);
         loader.load(self.owner)?;
         self.owner.count();
-        self.owner.give_up_damaged(force)?;
+        self.owner.give_up_damaged(give_up)?;
         // As it is on the devices: replay counts volumes in the owner's.
         let newest = self.owner.superblock.clone();
         let (blocks, closed_up_to) = self.read_journal()?;
@@ -452,21 +464,21 @@ impl Recovery<'_> {
 }
 
 impl Owner {
-    /// Nothing is written while a volume is damaged of which nobody has said that it may be lost:
-    /// what cannot be read of its map does not say which clusters are its own, so they look free.
-    fn give_up_damaged(&mut self, force: bool) -> Result<(), PoolError> {
-        let new = self.damaged.iter_mut().filter(|damaged| !damaged.entry.given_up);
-        if force {
-            new.for_each(|damaged| damaged.entry.given_up = true);
-            return Ok(());
+    /// Nothing is written while a volume is damaged that is not given up: what is damaged of its
+    /// map does not say which clusters are its own, so they look free.
+    fn give_up_damaged(&mut self, give_up: GiveUp) -> Result<(), PoolError> {
+        let mut kept = Vec::new();
+        for damaged in self.damaged.iter_mut().filter(|damaged| !damaged.entry.given_up) {
+            match (give_up, damaged.unreadable) {
+                (GiveUp::Wrong, false) | (GiveUp::Unreadable, _) => damaged.entry.given_up = true,
+                _ => kept.push((damaged.entry.name.clone(), damaged.why.clone())),
+            }
         }
-        let volumes: Vec<(String, String)> =
-            new.map(|damaged| (damaged.entry.name.clone(), damaged.why.clone())).collect();
-        match volumes.is_empty() {
+        match kept.is_empty() {
             true => Ok(()),
             false => {
-                let pool = self.superblock.name.clone();
-                Err(PoolError::DamagedVolumes { pool, volumes: Volumes(volumes) })
+                let (pool, volumes) = (self.superblock.name.clone(), Volumes(kept));
+                Err(PoolError::DamagedVolumes { pool, volumes })
             }
         }
     }
@@ -488,7 +500,7 @@ impl Owner {
             let VolumeDescriptor { id, name, .. } = volume.descriptor.clone();
             let entry = CatalogEntry { id, name, descriptor: volume.extent, given_up: false };
             let why = "its map names a page of metadata".to_owned();
-            self.add_damaged(entry, why, Some(volume.root()));
+            self.add_damaged(entry, Bad::from(why), Some(volume.root()));
         }
     }
 }

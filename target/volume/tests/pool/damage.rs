@@ -5,7 +5,7 @@ use volume::format::{
     Catalog, Extent, PAGE_BYTES, Part, SLOTS, Superblock, VolumeDescriptor, crc64, decode_children,
     encode_children, slots,
 };
-use volume::{Call, PoolError, Reply};
+use volume::{Call, GiveUp, PoolError, Reply};
 
 use crate::rig::Rig;
 
@@ -109,7 +109,7 @@ fn a_change_in_the_journal_that_cannot_be_is_not_applied() {
         let crc = crc64(&page[..PAGE_BYTES - 8]);
         page[PAGE_BYTES - 8..].copy_from_slice(&crc.to_le_bytes());
     }
-    let reason = reason(rig.try_image(&image.0, true));
+    let reason = reason(rig.try_image(&image.0, GiveUp::Wrong));
     assert!(reason.contains(&format!("journal block {sequence}")), "{reason}");
 }
 
@@ -129,7 +129,7 @@ fn a_leaf_that_names_a_page_of_metadata_closes_its_volume_and_no_other() {
         let mut image = Image(image.0.clone());
         let entry = u64::from(cluster) | 1 << 32;
         image.change_leaf(name, None, |entries| entries[3] = entry.to_le_bytes());
-        rig.try_image(&image.0, true).unwrap();
+        rig.try_image(&image.0, GiveUp::Wrong).unwrap();
         let Ok(Reply::Pool(info)) = rig.call(Call::Info) else { panic!() };
         let damaged: Vec<&str> = info.damaged.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(damaged, [name], "{:?}", info.damaged);
@@ -150,7 +150,7 @@ fn a_pool_with_features_that_only_reading_may_ignore_does_not_open() {
         let crc = crc64(&page[..PAGE_BYTES - 8]);
         page[PAGE_BYTES - 8..].copy_from_slice(&crc.to_le_bytes());
     }
-    let reason = reason(rig.try_image(&image, true));
+    let reason = reason(rig.try_image(&image, GiveUp::Wrong));
     assert!(reason.contains("a later release (bits 0x10000000000)"), "{reason}");
 }
 
@@ -161,7 +161,7 @@ fn a_damaged_descriptor_stays_where_it_is_whatever_is_written() {
     let descriptor = image.catalog().volumes[0].descriptor;
     image.0[descriptor.page as usize * PAGE_BYTES + 77] ^= 1;
     let before = image.bytes(descriptor).to_vec();
-    rig.try_image(&image.0, true).unwrap();
+    rig.try_image(&image.0, GiveUp::Wrong).unwrap();
     rig.create("b", 4 * MIB, 4096);
     let b = rig.open("b");
     let mut written = 0;
@@ -191,7 +191,7 @@ fn a_pool_without_room_for_its_first_checkpoint_does_not_open_and_says_why() {
             *entry = (u64::from(*cluster) | 1 << 32).to_le_bytes();
         }
     });
-    let reason = reason(rig.try_image(&image.0, true));
+    let reason = reason(rig.try_image(&image.0, GiveUp::Wrong));
     assert!(reason.contains("no room left"), "{reason}");
 }
 
@@ -211,12 +211,12 @@ fn a_damaged_block_of_one_copy_of_the_journal_loses_nothing_and_of_both_is_told(
     for damaged in [vec![first], vec![second]] {
         let mut bytes = image.0.clone();
         damaged.iter().for_each(|at| bytes[at + 100] ^= 1);
-        rig.try_image(&bytes, true).unwrap();
+        rig.try_image(&bytes, GiveUp::Wrong).unwrap();
         let b = rig.open("b");
         assert_eq!(rig.read(b, 0, 16384), [6; 16384]);
     }
     let mut bytes = image.0.clone();
     [first, second].iter().for_each(|at| bytes[at + 100] ^= 1);
-    let reason = reason(rig.try_image(&bytes, true));
+    let reason = reason(rig.try_image(&bytes, GiveUp::Wrong));
     assert!(reason.contains(&format!("journal block {sequence} is damaged")), "{reason}");
 }

@@ -6,7 +6,7 @@ mod rig;
 
 use nvme_spec::status::Status;
 use rig::Rig;
-use volume::{Call, Reply, VolumeError};
+use volume::{Call, GiveUp, Reply, VolumeError};
 
 const MIB: u64 = 1 << 20;
 
@@ -349,7 +349,7 @@ fn a_wrong_byte_in_any_page_closes_what_it_is_of_and_nothing_else() {
         if data {
             continue; // data at rest has no checksum yet
         }
-        if !rig.open_image(&wrong, true) {
+        if !rig.open_image(&wrong, GiveUp::Wrong) {
             refused += 1;
             continue;
         }

@@ -2,22 +2,87 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bdev::{Bdev, Io, Op, RamBdev};
+use bdev::{
+    Bdev, BdevError, Busy, Channel, Completion, Completions, Geometry, Health, Io, Op, RamBdev,
+};
 use dma::{Arena, DmaSpan, Pool};
 use nvme_spec::status::Status;
+use uuid::Uuid;
 use volume::pool::Report;
 use volume::{
-    Call, CreateOptions, CreateVolume, Lane, OpenOptions, PoolError, Reply, VolumeError,
+    Call, CreateOptions, CreateVolume, GiveUp, Lane, OpenOptions, PoolError, Reply, VolumeError,
     VolumeHandle, pool,
 };
 
 const IO_BYTES: u32 = 4 << 20;
 
+/// A RAM device, one block of which may not read.
+struct Worn {
+    ram: RamBdev,
+    unreadable: Arc<AtomicU64>,
+}
+
+struct WornChannel {
+    ram: Box<dyn Channel>,
+    unreadable: Arc<AtomicU64>,
+    failed: Vec<u32>,
+}
+
+impl Bdev for Worn {
+    fn name(&self) -> &str {
+        self.ram.name()
+    }
+
+    fn kind(&self) -> &'static str {
+        self.ram.kind()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.ram.geometry()
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.ram.uuid()
+    }
+
+    fn health(&self) -> Health {
+        self.ram.health()
+    }
+
+    fn open_channel(&self, core: usize) -> Result<Box<dyn Channel>, BdevError> {
+        let (ram, unreadable) = (self.ram.open_channel(core)?, Arc::clone(&self.unreadable));
+        Ok(Box::new(WornChannel { ram, unreadable, failed: Vec::new() }))
+    }
+}
+
+impl Channel for WornChannel {
+    fn submit(&mut self, io: Io) -> Result<(), Busy> {
+        let blocks = io.slba..io.slba + u64::from(io.block_count);
+        if io.op == Op::Read && blocks.contains(&self.unreadable.load(Ordering::Relaxed)) {
+            self.failed.push(io.tag);
+            return Ok(());
+        }
+        self.ram.submit(io)
+    }
+
+    fn poll(&mut self, now: Instant, done: &mut Completions) {
+        while done.room() > 0
+            && let Some(tag) = self.failed.pop()
+        {
+            done.push(Completion { tag, status: Status::UNRECOVERED_READ_ERROR });
+        }
+        self.ram.poll(now, done);
+    }
+}
+
 pub struct Rig {
     arena: &'static Arena,
     bdevs: Vec<Arc<dyn Bdev>>,
+    /// A block of all devices that does not read.
+    pub unreadable: Arc<AtomicU64>,
     lane: Option<Lane>,
     data: DmaSpan,
     open: Vec<(u32, Arc<VolumeHandle>)>,
@@ -30,15 +95,17 @@ impl Rig {
 
     pub fn with_blocks(sizes: &[u64], block_bytes: u32) -> Self {
         let arena = Arena::plain_pages(512 << 20).unwrap();
+        let unreadable = Arc::new(AtomicU64::new(u64::MAX));
         let make = |(index, bytes): (usize, &u64)| -> Arc<dyn Bdev> {
             let blocks = bytes / u64::from(block_bytes);
-            Arc::new(RamBdev::new(&format!("r{index}"), block_bytes, blocks).unwrap())
+            let ram = RamBdev::new(&format!("r{index}"), block_bytes, blocks).unwrap();
+            Arc::new(Worn { ram, unreadable: Arc::clone(&unreadable) })
         };
         let bdevs: Vec<Arc<dyn Bdev>> = sizes.iter().enumerate().map(make).collect();
         let mut memory = Pool::new(arena, 1 << 20, 1 << 20).unwrap();
         pool::create("p", &bdevs, &CreateOptions::default(), &mut memory).unwrap();
         let data = arena.carve(IO_BYTES as usize, 4096).unwrap();
-        let mut rig = Self { arena, bdevs, lane: None, data, open: Vec::new() };
+        let mut rig = Self { arena, bdevs, unreadable, lane: None, data, open: Vec::new() };
         rig.reopen();
         rig
     }
@@ -63,7 +130,7 @@ impl Rig {
         self.lane = None;
         self.open.clear();
         let memory = Pool::new(self.arena, 4 << 20, 1 << 20).unwrap();
-        let options = OpenOptions { lanes: 1, memory, force: false, planted: None };
+        let options = OpenOptions { lanes: 1, memory, give_up: GiveUp::None, planted: None };
         self.lane = pool::open(&self.bdevs, options).unwrap().pop();
         self.check();
     }
@@ -97,15 +164,15 @@ impl Rig {
     }
 
     /// Puts an image on the first device and opens the pool; false: it does not open.
-    pub fn open_image(&mut self, image: &[u8], force: bool) -> bool {
-        self.try_image(image, force).is_ok()
+    pub fn open_image(&mut self, image: &[u8], give_up: GiveUp) -> bool {
+        self.try_image(image, give_up).is_ok()
     }
 
     /// The same, with the reason.
-    pub fn try_image(&mut self, image: &[u8], force: bool) -> Result<(), PoolError> {
+    pub fn try_image(&mut self, image: &[u8], give_up: GiveUp) -> Result<(), PoolError> {
         self.put_image(image);
         let memory = Pool::new(self.arena, 2 << 20, 1 << 20).unwrap();
-        let options = OpenOptions { lanes: 1, memory, force, planted: None };
+        let options = OpenOptions { lanes: 1, memory, give_up, planted: None };
         self.lane = pool::open(&self.bdevs, options)?.pop();
         Ok(())
     }

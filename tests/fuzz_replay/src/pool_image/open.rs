@@ -9,7 +9,8 @@ use nvme_spec::nvm::DsmRange;
 use nvme_spec::status::Status;
 use sim::Memory;
 use volume::{
-    Call, CreateOptions, Lane, OpenOptions, PoolInfo, Reply, VolumeError, VolumeHandle, pool,
+    Call, CreateOptions, GiveUp, Lane, OpenOptions, PoolInfo, Reply, VolumeError, VolumeHandle,
+    pool,
 };
 
 use super::disk::Disk;
@@ -44,8 +45,12 @@ impl Open {
     pub(super) fn pool(disk: &Disk) -> Option<Self> {
         let mut memory = Memory::new(&[OWNER_BYTES], IO_BYTES as usize);
         let bdevs: [Arc<dyn Bdev>; 1] = [Arc::new(disk.clone())];
-        let options =
-            OpenOptions { lanes: 1, memory: memory.pools().remove(0), force: true, planted: None };
+        let options = OpenOptions {
+            lanes: 1,
+            memory: memory.pools().remove(0),
+            give_up: GiveUp::Wrong,
+            planted: None,
+        };
         match pool::open(&bdevs, options) {
             Ok(mut lanes) => {
                 let (lane, clock) = (lanes.remove(0), Clock(Instant::now()));
