@@ -108,10 +108,10 @@ impl Life {
 
     /// Whether a write was taken.
     fn write(&mut self, piece: &Piece) -> Result<bool, Failure> {
-        let full = self.statistics.full;
+        let full = self.full;
         let op = Op::Write { fua: false };
         self.submit_and_wait(&piece.name, op, vec![piece.blocks.clone()])?;
-        Ok(self.statistics.full == full)
+        Ok(self.full == full)
     }
 
     /// An I/O with nothing beside it; its end is looked at as that of any other.

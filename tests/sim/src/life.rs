@@ -38,6 +38,9 @@ pub(crate) struct Life {
     /// Names are never given twice.
     pub next_name: u64,
     pub statistics: Statistics,
+    /// Writes that the pool refused in this life; `statistics` has those of lives after its end,
+    /// too.
+    pub full: u64,
 }
 
 /// What happened, so that a run can show that it did something.
@@ -95,6 +98,7 @@ impl Life {
             changing: Changing::default(),
             next_name: 0,
             statistics: Statistics::default(),
+            full: 0,
         }
     }
 

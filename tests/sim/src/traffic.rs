@@ -268,6 +268,7 @@ impl Life {
             (_, Expected::Since(since)) => self.model.end_flush(name, *since, success),
             (Op::Write { fua } | Op::WriteZeroes { fua, .. }, Expected::Change(operation)) => {
                 self.statistics.full += u64::from(is_full);
+                self.full += u64::from(is_full);
                 self.model.end_write(name, units, *operation, success, *fua);
             }
             (_, Expected::Change(operation)) => {
