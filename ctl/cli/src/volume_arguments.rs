@@ -39,6 +39,7 @@ pub(crate) enum PoolCommand {
     },
     /// Add block devices to a pool that is open; what is on them is lost
     Add {
+        /// The pool
         #[arg(value_parser = checked(api::check_pool_name))]
         name: String,
         /// The block devices (see `forebay bdev list`)
@@ -50,14 +51,17 @@ pub(crate) enum PoolCommand {
     },
     /// Use block devices of a pool that have become larger to their end
     Grow {
+        /// The pool
         #[arg(value_parser = checked(api::check_pool_name))]
         name: String,
     },
     /// Move everything from a block device of a pool to its others, while hosts do I/O, and let it
     /// go
     Remove {
+        /// The pool
         #[arg(value_parser = checked(api::check_pool_name))]
         name: String,
+        /// The block device
         #[arg(value_parser = checked(api::check_bdev_name))]
         bdev: String,
         /// Do not wait for its end; `forebay pool show` tells how far it is

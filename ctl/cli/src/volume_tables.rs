@@ -43,8 +43,8 @@ pub(crate) fn pool(info: &PoolInfo) -> String {
         facts.extend([
             ("size", show_size(info.size_bytes)),
             ("free", show_size(info.free_bytes)),
-            ("kept for reserved volumes", show_size(info.kept_bytes)),
-            ("left for other volumes", show_size(info.available_bytes)),
+            ("reserved", show_size(info.kept_bytes)),
+            ("left for others", show_size(info.available_bytes)),
             ("being released", show_size(info.releasing_bytes)),
             ("used", format!("{} %, warns at 80 and 90 %", info.used_percent)),
             ("journal", format!("{} of {} blocks", info.journal_used, info.journal_blocks)),

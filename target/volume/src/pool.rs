@@ -395,13 +395,17 @@ pub fn prepare_device(
     })();
     memory.free(io);
     prepared?;
+    let clusters = device.clusters().min(u64::from(MAX_DEVICE_CLUSTERS)) as u32;
+    let geometry = device.geometry;
+    // An SSD may have no more channels than there are lanes.
+    drop(device);
     let channels = (0..lanes).map(|core| bdev.open_channel(core)).collect::<Result<_, _>>()?;
     Ok(NewDevice {
         name: bdev.name().to_owned(),
         uuid: Uuid::new_v4(),
-        clusters: device.clusters().min(u64::from(MAX_DEVICE_CLUSTERS)) as u32,
-        block_bytes: device.geometry.block_bytes,
-        volatile: device.geometry.volatile_write_cache,
+        clusters,
+        block_bytes: geometry.block_bytes,
+        volatile: geometry.volatile_write_cache,
         channels,
     })
 }
