@@ -10,6 +10,7 @@ say "seed $seed"
 nqn=nqn.2026-11.io.forebay:tank/data
 # Each round continues the log of the ones before, so it verifies what they left, too.
 log=/tmp/acknowledged.log
+rm -f "$log" # of a scenario before, in the same boot
 options=(--cores 1 --listen "$HOST_IP:4420" --listen "tcp://$HOST_IP" --memory 128)
 
 target_start "${options[@]}"
