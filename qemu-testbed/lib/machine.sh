@@ -130,9 +130,9 @@ stop_machine() {
 # cut_power: as the guest's power_cut wants it. The same machine boots again, with what was flushed
 # to its SSDs.
 cut_power() {
-    local boots=("$boot_dir"/console*)
+    local consoles=("$boot_dir"/console*)
     stop_machine
-    mv "$boot_dir/console" "$boot_dir/console.${#boots[@]}"
+    mv "$boot_dir/console" "$boot_dir/console.${#consoles[@]}"
     start_machine "${started_with[@]}"
 }
 

@@ -12,7 +12,7 @@ use crate::arena::ArenaError;
 
 /// A slice of values that begin as zero bytes, in ordinary memory of its own. The system is asked
 /// for large pages, so that a load from anywhere in it seldom waits for a translation of its
-/// address too. It takes memory where it was written, page by page.
+/// address too. It takes memory where it was written, by pages of either size.
 #[derive(Debug)]
 pub struct ZeroedSlice<T> {
     base: NonNull<T>,

@@ -152,7 +152,8 @@ pub trait Bdev: Send + Sync {
 
 /// One core's way to a [`Bdev`].
 pub trait Channel: Send {
-    /// Takes an I/O, which then completes exactly once through [`Channel::poll`].
+    /// Takes an I/O, which then completes exactly once through [`Channel::poll`], and only when the
+    /// device does not touch its buffer any more: with an error, too, the memory may be used again.
     ///
     /// # Errors
     /// [`Busy`]: the queue is full; nothing was taken, and after the next completion there is room.

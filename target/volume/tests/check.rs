@@ -50,6 +50,16 @@ fn flip(image: &[u8], page: usize, byte: usize) -> Vec<u8> {
     wrong
 }
 
+/// Pages of metadata that only volume b needs.
+fn pages_of_b(rig: &mut Rig, image: &[u8]) -> Vec<usize> {
+    let mut pages = metadata(image);
+    pages.retain(|page| {
+        rig.put_image(&flip(image, *page, 77));
+        rig.check_closed().unwrap().faults.iter().any(|fault| fault.volumes == ["b"])
+    });
+    pages
+}
+
 #[test]
 fn a_check_reads_everything_and_writes_nothing() {
     let (mut rig, image) = pool();
@@ -102,12 +112,7 @@ fn a_check_names_what_opening_would_close() {
 #[test]
 fn a_pool_of_which_something_cannot_be_read_is_not_written_until_somebody_says_so() {
     let (mut rig, image) = pool();
-    let closes = |rig: &mut Rig, page: &usize| {
-        rig.put_image(&flip(&image, *page, 77));
-        rig.check_closed().unwrap().faults.iter().any(|fault| fault.volumes == ["b"])
-    };
-    let pages: Vec<usize> =
-        metadata(&image).into_iter().filter(|page| closes(&mut rig, page)).collect();
+    let pages = pages_of_b(&mut rig, &image);
     assert!(pages.len() >= 2, "a descriptor and a leaf");
     for page in pages {
         rig.unreadable.store(page as u64, Ordering::Relaxed);
@@ -128,11 +133,7 @@ fn a_pool_of_which_something_cannot_be_read_is_not_written_until_somebody_says_s
 #[test]
 fn a_volume_that_is_not_what_was_written_stays_closed_and_the_others_open() {
     let (mut rig, image) = pool();
-    let closes = |rig: &mut Rig, page: &usize| {
-        rig.put_image(&flip(&image, *page, 77));
-        rig.check_closed().unwrap().faults.iter().any(|fault| fault.volumes == ["b"])
-    };
-    let page = metadata(&image).into_iter().find(|page| closes(&mut rig, page)).unwrap();
+    let page = pages_of_b(&mut rig, &image)[0];
     let wrong = flip(&image, page, 77);
     assert!(!rig.open_image(&wrong, GiveUp::None));
     assert_eq!(rig.image(), wrong);
@@ -151,12 +152,7 @@ fn a_volume_that_is_not_what_was_written_stays_closed_and_the_others_open() {
 #[test]
 fn a_damaged_volume_can_be_deleted_and_its_space_comes_back() {
     let (mut rig, image) = pool();
-    let closes = |rig: &mut Rig, page: &usize| {
-        rig.put_image(&flip(&image, *page, 77));
-        rig.check_closed().unwrap().faults.iter().any(|fault| fault.volumes == ["b"])
-    };
-    let pages: Vec<usize> =
-        metadata(&image).into_iter().filter(|page| closes(&mut rig, page)).collect();
+    let pages = pages_of_b(&mut rig, &image);
     for page in pages {
         assert!(rig.open_image(&flip(&image, page, 77), GiveUp::Wrong));
         rig.call(Call::Delete("b".into())).unwrap();

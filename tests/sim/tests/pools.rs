@@ -30,16 +30,7 @@ fn ten_thousand_ends_break_no_promise() {
 
 #[test]
 fn a_full_pool_refuses_what_it_must_and_breaks_no_promise() {
-    let mut sum = Statistics::default();
-    for seed in 1..=12 {
-        let mut config = Config::from_seed(seed);
-        hasty(&mut config);
-        match run(seed, &config) {
-            Ok(summary) => sum.add(&summary.statistics),
-            Err(failure) => panic!("seed {seed}: {failure}"),
-        }
-    }
-    println!("{sum:?}");
+    let sum = survive(1..=12, hasty);
     assert!(sum.full > 100, "{sum:?}");
 }
 
@@ -76,13 +67,21 @@ fn fail(
     seeds: RangeInclusive<u64>,
     faults: impl Fn(&Config) -> Vec<(usize, Faults)>,
 ) -> Statistics {
+    survive(seeds, |config| {
+        config.one_in = 1000;
+        config.faults = faults(config);
+    })
+}
+
+/// Runs these seeds, all of which break no promise.
+fn survive(seeds: RangeInclusive<u64>, adapt: impl Fn(&mut Config)) -> Statistics {
     let mut sum = Statistics::default();
     for seed in seeds {
-        let mut config = Config { one_in: 1000, ..Config::from_seed(seed) };
-        config.faults = faults(&config);
+        let mut config = Config::from_seed(seed);
+        adapt(&mut config);
         match run(seed, &config) {
             Ok(summary) => sum.add(&summary.statistics),
-            Err(failure) => panic!("seed {seed}, {:?}: {failure}", config.faults),
+            Err(failure) => panic!("seed {seed}, faults {:?}: {failure}", config.faults),
         }
     }
     println!("{sum:?}");
@@ -370,16 +369,7 @@ fn restless(config: &mut Config) {
 
 #[test]
 fn devices_come_and_go_and_break_no_promise() {
-    let mut sum = Statistics::default();
-    for seed in 1..=8 {
-        let mut config = Config::from_seed(seed);
-        restless(&mut config);
-        match run(seed, &config) {
-            Ok(summary) => sum.add(&summary.statistics),
-            Err(failure) => panic!("seed {seed}: {failure}"),
-        }
-    }
-    println!("{sum:?}");
+    let sum = survive(1..=8, restless);
     assert!(sum.removals >= 10, "{sum:?}");
 }
 

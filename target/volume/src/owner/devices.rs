@@ -218,7 +218,10 @@ impl Owner {
     fn poll_adding(&mut self, mut adding: Box<Adding>, context: &mut Context<'_>) {
         let cluster = (adding.index as u32) << DEVICE_SHIFT;
         match adding.step {
+            // Until they are written, the device uses their buffer.
+            Step::Labels { left } | Step::Flush { left } if left > 0 => {}
             _ if self.journal.is_broken() => {
+                adding.buffer.take().into_iter().for_each(|buffer| self.memory.free(buffer));
                 return self.reply(adding.id, Err(VolumeError::Broken));
             }
             Step::Lanes { left: 0 } => {
@@ -230,12 +233,12 @@ impl Owner {
                     self.space.add_device(adding.index, adding.slot.clusters);
                 }
             }
-            Step::Labels { left: 0 } if adding.status.is_success() => {
+            Step::Labels { .. } if adding.status.is_success() => {
                 let left = context.devices.flush_one(adding.index, Token::Label);
                 adding.step = Step::Flush { left };
             }
-            Step::Flush { left: 0 } if adding.status.is_success() => self.name_device(&mut adding),
-            Step::Labels { left: 0 } | Step::Flush { left: 0 } => return self.undo_add(adding),
+            Step::Flush { .. } if adding.status.is_success() => self.name_device(&mut adding),
+            Step::Labels { .. } | Step::Flush { .. } => return self.undo_add(adding),
             Step::Undo { left: 0 } => {
                 let reason = format!("its label cannot be written: {:?}", adding.status);
                 let error = VolumeError::Device { device: adding.name, reason };

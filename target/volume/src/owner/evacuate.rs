@@ -344,7 +344,8 @@ impl Owner {
     pub(super) fn poll_evacuation(&mut self, mut one: Box<Evacuation>, context: &mut Context<'_>) {
         if self.journal.is_broken() {
             one.failure.get_or_insert(VolumeError::Broken);
-            if !one.is_copying() {
+            // Until then devices use its buffers.
+            if !one.is_copying() && one.outstanding == 0 {
                 return self.end_removal(one, Err(VolumeError::Broken));
             }
         }

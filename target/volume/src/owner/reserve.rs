@@ -169,9 +169,12 @@ impl Owner {
         let Some(cover) = &mut volume.cover else { return };
         let last = (*entries.end()).min(cover.entries.saturating_sub(1));
         for index in *entries.start()..=last {
+            if !cover.has(index) {
+                continue;
+            }
             let state = self.entries.get(&(id, index));
             let coming = state.is_some_and(|state| state.cluster != 0 || state.pending != 0);
-            if cover.has(index) && !coming && tree.own_cluster(At { root, head, index }).is_none() {
+            if !coming && tree.own_cluster(At { root, head, index }).is_none() {
                 cover.unset(index);
                 if cover.kept {
                     space.set_promised(space.promised() + 1);
